@@ -1,0 +1,169 @@
+//! The alert log: every alert revision and every delivery, on disk before anything depends on it.
+//!
+//! One JSON object per line. Alerts are followed by one `fdatasync` per tick; deliveries are not synced, because a sink that
+//! honours ids takes a repeat for what it is. A line that a crash cut short is dropped on reading.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Alert;
+use crate::error::{At, Result};
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Line {
+    Alert(Box<Alert>),
+    Delivered { alert_id: String, revision: u64, sink: String },
+    Archived { alert_id: String, revision: u64 },
+}
+
+/// An open alert log.
+pub struct AlertLog {
+    path: PathBuf,
+    file: File,
+    buffer: Vec<u8>,
+}
+
+/// What the log held when it was opened.
+#[derive(Default)]
+pub struct Recovered {
+    pub alerts: Vec<Alert>,
+    /// Highest revision that each sink has acknowledged.
+    pub delivered: HashMap<(String, String), u64>,
+    /// Highest revision in the archive.
+    pub archived: HashMap<String, u64>,
+}
+
+impl AlertLog {
+    /// Opens the log, reads it back and rewrites it without what is superseded.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn open(path: &Path) -> Result<(Self, Recovered)> {
+        let recovered = read(path)?;
+        let place = || format!("writing the alert log {}", path.display());
+        let fresh = path.with_extension("new");
+        let mut file = File::create(&fresh).at(place)?;
+        let mut lines = Vec::new();
+        for alert in &recovered.alerts {
+            push(&mut lines, &Line::Alert(Box::new(alert.clone())));
+        }
+        for ((alert_id, sink), revision) in &recovered.delivered {
+            push(&mut lines, &Line::Delivered { alert_id: alert_id.clone(), revision: *revision, sink: sink.clone() });
+        }
+        for (alert_id, revision) in &recovered.archived {
+            push(&mut lines, &Line::Archived { alert_id: alert_id.clone(), revision: *revision });
+        }
+        file.write_all(&lines).at(place)?;
+        file.sync_all().at(place)?;
+        std::fs::rename(&fresh, path).at(place)?;
+        sync_folder(path).at(place)?;
+        let file = OpenOptions::new().append(true).open(path).at(place)?;
+        Ok((Self { path: path.to_owned(), file, buffer: Vec::new() }, recovered))
+    }
+
+    /// Adds alert revisions and makes them durable.
+    ///
+    /// # Errors
+    /// The disk: nothing may be delivered or committed then.
+    pub fn append<'a>(&mut self, alerts: impl IntoIterator<Item = &'a Alert>) -> Result<()> {
+        for alert in alerts {
+            push(&mut self.buffer, &Line::Alert(Box::new(alert.clone())));
+        }
+        self.flush()?;
+        self.file.sync_data().at(|| format!("syncing the alert log {}", self.path.display()))
+    }
+
+    /// Notes that a sink has taken a revision.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn delivered(&mut self, alert_id: &str, revision: u64, sink: &str) -> Result<()> {
+        push(&mut self.buffer, &Line::Delivered { alert_id: alert_id.to_owned(), revision, sink: sink.to_owned() });
+        self.flush()
+    }
+
+    /// Notes that revisions are in the archive.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn archived<'a>(&mut self, alerts: impl IntoIterator<Item = &'a Alert>) -> Result<()> {
+        for alert in alerts {
+            push(&mut self.buffer, &Line::Archived { alert_id: alert.alert_id.clone(), revision: alert.revision });
+        }
+        self.flush()
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.file.write_all(&self.buffer).at(|| format!("writing the alert log {}", self.path.display()))?;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+fn push(buffer: &mut Vec<u8>, line: &Line) {
+    // Strings, numbers and maps of them: this cannot fail.
+    if serde_json::to_writer(&mut *buffer, line).is_ok() {
+        buffer.push(b'\n');
+    }
+}
+
+fn read(path: &Path) -> Result<Recovered> {
+    let mut recovered = Recovered::default();
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).at(|| format!("creating {}", folder.display()))?;
+    }
+    let Ok(file) = File::open(path) else { return Ok(recovered) };
+    let mut alerts: HashMap<String, Alert> = HashMap::new();
+    for line in BufReader::new(file).split(b'\n') {
+        let line = line.at(|| format!("reading the alert log {}", path.display()))?;
+        match serde_json::from_slice(&line) {
+            Ok(Line::Alert(alert)) => {
+                alerts.insert(alert.alert_id.clone(), *alert);
+            }
+            Ok(Line::Delivered { alert_id, revision, sink }) => {
+                let known = recovered.delivered.entry((alert_id, sink)).or_default();
+                *known = revision.max(*known);
+            }
+            Ok(Line::Archived { alert_id, revision }) => {
+                let known = recovered.archived.entry(alert_id).or_default();
+                *known = revision.max(*known);
+            }
+            // The end of a line that a crash cut short: its alert was never delivered, and its rows are replayed.
+            Err(_) => {}
+        }
+    }
+    recovered.alerts = alerts.into_values().collect();
+    Ok(recovered)
+}
+
+fn sync_folder(path: &Path) -> std::io::Result<()> {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => File::open(folder)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_line_is_dropped_and_the_rest_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("alerts.log");
+        let (mut log, _) = AlertLog::open(&path).unwrap();
+        log.delivered("a", 2, "ndjson").unwrap();
+        log.delivered("a", 1, "ndjson").unwrap();
+        drop(log);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.extend_from_slice(b"{\"delivered\":{\"alert_id\":\"b\",\"rev");
+        std::fs::write(&path, bytes).unwrap();
+        let (_, recovered) = AlertLog::open(&path).unwrap();
+        assert_eq!(recovered.delivered, HashMap::from([(("a".to_owned(), "ndjson".to_owned()), 2)]));
+    }
+}

@@ -1,0 +1,310 @@
+//! Alerts: findings with an identity and a life.
+//!
+//! Findings with one id merge by an operation that is commutative, associative and idempotent. Arrival order, batch size,
+//! a crash and a replay can therefore change neither which alerts there are nor what they say.
+
+mod allow;
+mod log;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::{Micros, rfc3339};
+use crate::detect::analyse::Merge;
+use crate::detect::{Detection, Finding, Level, Scalar};
+use crate::limits;
+use crate::table::{Rows, alerts};
+
+pub use allow::{AllowEntry, AllowList};
+pub use log::AlertLog;
+
+/// One alert as it stands.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Alert {
+    /// Hash of the detection's id, the alert key and the dedup bucket: the same live, in replay and in a backtest.
+    pub alert_id: String,
+    /// Counts up with each change. Sinks that honour ids keep the highest.
+    pub revision: u64,
+    pub detection: String,
+    pub detection_id: uuid::Uuid,
+    pub title: String,
+    pub level: String,
+    pub alert_key: BTreeMap<String, serde_json::Value>,
+    /// Earliest and latest `alert_time` of its findings (microseconds, UTC).
+    pub first_time: Micros,
+    pub last_time: Micros,
+    /// The smallest event ids among the findings.
+    pub evidence: BTreeSet<String>,
+    /// The other columns: of the earliest finding, or the highest or lowest value where they are counts and bounds.
+    pub payload: BTreeMap<String, serde_json::Value>,
+    /// Hashes of the distinct findings, the smallest [`limits::ALERT_FINDINGS`].
+    findings: BTreeSet<u64>,
+    /// What the earliest finding is told by: its time and its fixed columns.
+    earliest: (Micros, String),
+    /// When this revision was decided (wall clock, not part of the equality contract).
+    pub decided_at: Micros,
+    /// Latest append time of the rows that were in hand when the alert first came up, for latency (not part of the contract).
+    #[serde(default)]
+    pub caused_at: Option<Micros>,
+}
+
+impl Alert {
+    /// An alert of one finding.
+    pub fn new(finding: &Finding) -> Self {
+        let detection = &finding.detection;
+        let fixed: BTreeMap<String, serde_json::Value> =
+            finding.columns.iter().filter(|(_, merge, _)| *merge == Merge::First).map(|(name, _, value)| (name.clone(), value.json())).collect();
+        let fixed_text =
+            serde_json::to_string(&(&fixed, finding.alert_time, finding.key.iter().map(|(_, v)| v.json()).collect::<Vec<_>>())).unwrap_or_default();
+        let mut hash = [0u8; 8];
+        hash.copy_from_slice(&blake3::hash(fixed_text.as_bytes()).as_bytes()[..8]);
+        Self {
+            alert_id: alert_id(detection, &finding.key, finding.alert_time),
+            revision: 1,
+            detection: detection.name.clone(),
+            detection_id: detection.id,
+            title: detection.title.clone(),
+            level: finding.level.name().to_owned(),
+            alert_key: finding.key.iter().map(|(name, value)| (name.clone(), value.json())).collect(),
+            first_time: finding.alert_time,
+            last_time: finding.alert_time,
+            evidence: finding.evidence.iter().cloned().collect(),
+            payload: finding.columns.iter().map(|(name, _, value)| (name.clone(), value.json())).collect(),
+            findings: BTreeSet::from([u64::from_le_bytes(hash)]),
+            earliest: (finding.alert_time, fixed_text),
+            decided_at: 0,
+            caused_at: None,
+        }
+    }
+
+    /// Merges another finding of the same alert; true if anything that a reader sees changed.
+    fn absorb(&mut self, finding: &Finding) -> bool {
+        let other = Alert::new(finding);
+        let before = self.content();
+        let is_earlier = other.earliest < self.earliest;
+        for (name, merge, value) in &finding.columns {
+            let json = value.json();
+            let slot = self.payload.entry(name.clone()).or_insert(serde_json::Value::Null);
+            let replace = match merge {
+                Merge::First | Merge::Level => is_earlier,
+                Merge::Max => more(&json, slot),
+                Merge::Min => !json.is_null() && (slot.is_null() || more(slot, &json)),
+            };
+            if replace {
+                *slot = json;
+            }
+        }
+        if is_earlier {
+            self.earliest = other.earliest;
+        }
+        self.first_time = self.first_time.min(other.first_time);
+        self.last_time = self.last_time.max(other.last_time);
+        if Level::parse(&other.level) > Level::parse(&self.level) {
+            self.level = other.level;
+        }
+        self.findings.extend(other.findings);
+        while self.findings.len() > limits::ALERT_FINDINGS {
+            self.findings.pop_last();
+        }
+        self.evidence.extend(other.evidence);
+        while self.evidence.len() > limits::ALERT_EVIDENCE {
+            self.evidence.pop_last();
+        }
+        before != self.content()
+    }
+
+    /// Distinct findings; at [`limits::ALERT_FINDINGS`] read it as "at least".
+    pub fn findings(&self) -> usize {
+        self.findings.len()
+    }
+
+    /// Everything that the equality contract covers: equal live, in replay and in a backtest.
+    pub fn content(&self) -> serde_json::Value {
+        serde_json::json!({
+            "alert_id": self.alert_id, "detection": self.detection, "level": self.level, "alert_key": self.alert_key,
+            "first_time": rfc3339(self.first_time), "last_time": rfc3339(self.last_time), "findings": self.findings(),
+            "evidence": self.evidence, "payload": self.payload,
+        })
+    }
+
+    /// The alert as sinks and files carry it: the content, the revision and what to do.
+    pub fn document(&self, detection: Option<&Detection>) -> serde_json::Value {
+        let mut document = self.content();
+        if let Some(object) = document.as_object_mut() {
+            object.insert("revision".into(), self.revision.into());
+            object.insert("detection_id".into(), self.detection_id.to_string().into());
+            object.insert("title".into(), self.title.clone().into());
+            object.insert("decided_at".into(), rfc3339(self.decided_at).into());
+            object.insert("more".into(), self.more_sql().into());
+            if let Some(detection) = detection {
+                object.insert("tags".into(), detection.tags.clone().into());
+                object.insert("what_to_do".into(), detection.what_to_do().into());
+            }
+        }
+        document
+    }
+
+    /// The SQL that shows the evidence.
+    pub fn more_sql(&self) -> String {
+        let ids: Vec<String> = self.evidence.iter().map(|id| format!("'{}'", id.replace('\'', "''"))).collect();
+        format!("SELECT * FROM cloudtrail WHERE event_id IN ({}) ORDER BY event_time", if ids.is_empty() { "NULL".into() } else { ids.join(", ") })
+    }
+
+    /// The value of an alert-key or payload column, as text.
+    pub fn column(&self, name: &str) -> Option<String> {
+        match self.alert_key.get(name).or_else(|| self.payload.get(name))? {
+            serde_json::Value::Null => None,
+            serde_json::Value::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        }
+    }
+
+    /// Adds the alert as a row of `alerts`.
+    pub fn append(&self, rows: &mut Rows) {
+        rows.text(alerts::ALERT_ID, Some(&self.alert_id));
+        rows.int(alerts::REVISION, Some(self.revision as i64));
+        rows.text(alerts::DETECTION, Some(&self.detection));
+        rows.text(alerts::DETECTION_ID, Some(&self.detection_id.to_string()));
+        rows.text(alerts::TITLE, Some(&self.title));
+        rows.text(alerts::LEVEL, Some(&self.level));
+        rows.text(alerts::ALERT_KEY, Some(&serde_json::json!(self.alert_key).to_string()));
+        rows.time(alerts::FIRST_TIME, Some(self.first_time));
+        rows.time(alerts::LAST_TIME, Some(self.last_time));
+        rows.int(alerts::FINDINGS, Some(self.findings() as i64));
+        rows.text(alerts::EVIDENCE, Some(&serde_json::json!(self.evidence).to_string()));
+        rows.text(alerts::PAYLOAD, Some(&serde_json::json!(self.payload).to_string()));
+        rows.time(alerts::DECIDED_AT, Some(self.decided_at));
+        rows.end_row();
+    }
+}
+
+fn more(a: &serde_json::Value, b: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match (a, b) {
+        (Value::Null, _) => false,
+        (_, Value::Null) => true,
+        (Value::Number(a), Value::Number(b)) => a.as_f64() > b.as_f64(),
+        (Value::String(a), Value::String(b)) => match (crate::decode::parse_time(a), crate::decode::parse_time(b)) {
+            (Some(a), Some(b)) => a > b,
+            _ => a > b,
+        },
+        (Value::Bool(a), Value::Bool(b)) => a > b,
+        _ => a.to_string() > b.to_string(),
+    }
+}
+
+/// The identity of an alert: 128 bits of BLAKE3 over detection id, alert-key values and the bucket of `alert_time`.
+fn alert_id(detection: &Detection, key: &[(String, Scalar)], alert_time: Micros) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(detection.id.as_bytes());
+    for (_, value) in key {
+        hasher.update(&[0x1f]);
+        hasher.update(value.json().to_string().as_bytes());
+    }
+    hasher.update(&[0x1e]);
+    hasher.update(&alert_time.div_euclid(detection.dedup).to_le_bytes());
+    hasher.finalize().to_hex()[..32].to_owned()
+}
+
+/// All alerts that may still change, and the merge.
+#[derive(Default)]
+pub struct AlertBook {
+    alerts: HashMap<String, Alert>,
+    allow: AllowList,
+    /// Findings that an allow-list entry covered, by detection.
+    allowed: HashMap<String, u64>,
+}
+
+impl AlertBook {
+    pub fn new(allow: AllowList) -> Self {
+        Self { allow, ..Self::default() }
+    }
+
+    /// Takes back an alert from the log.
+    pub fn restore(&mut self, alert: Alert) {
+        match self.alerts.get(&alert.alert_id) {
+            Some(known) if known.revision >= alert.revision => {}
+            _ => {
+                self.alerts.insert(alert.alert_id.clone(), alert);
+            }
+        }
+    }
+
+    /// Merges findings; gives the ids of alerts that are new or changed, each once, with its revision counted up.
+    pub fn merge(&mut self, findings: &[Finding], now: Micros, caused_at: Option<Micros>) -> Vec<String> {
+        let mut changed: BTreeMap<String, bool> = BTreeMap::new();
+        for finding in findings {
+            if self.allow.covers(finding) {
+                *self.allowed.entry(finding.detection.name.clone()).or_default() += 1;
+                continue;
+            }
+            let id = alert_id(&finding.detection, &finding.key, finding.alert_time);
+            match self.alerts.get_mut(&id) {
+                Some(alert) => {
+                    if alert.absorb(finding) {
+                        changed.entry(id).or_insert(false);
+                    }
+                }
+                None => {
+                    self.alerts.insert(id.clone(), Alert { decided_at: now, caused_at, ..Alert::new(finding) });
+                    changed.insert(id, true);
+                }
+            }
+        }
+        for (id, new) in &changed {
+            if let Some(alert) = self.alerts.get_mut(id)
+                && !new
+            {
+                alert.revision += 1;
+                alert.decided_at = now;
+            }
+        }
+        changed.into_keys().collect()
+    }
+
+    pub fn get(&self, alert_id: &str) -> Option<&Alert> {
+        self.alerts.get(alert_id)
+    }
+
+    /// All alerts, oldest first.
+    pub fn all(&self) -> Vec<&Alert> {
+        let mut all: Vec<&Alert> = self.alerts.values().collect();
+        all.sort_by(|a, b| (a.first_time, &a.detection, &a.alert_id).cmp(&(b.first_time, &b.detection, &b.alert_id)));
+        all
+    }
+
+    /// Findings that the allow-list covered, by detection.
+    pub fn allowed(&self) -> &HashMap<String, u64> {
+        &self.allowed
+    }
+
+    /// Replaces the allow-list; alerts that are already out stay.
+    pub fn set_allow_list(&mut self, allow: AllowList) {
+        self.allow = allow;
+    }
+
+    /// Forgets alerts whose last finding is older: no row on time can bring them up again.
+    pub fn forget_before(&mut self, horizon: Micros) {
+        self.alerts.retain(|_, alert| alert.last_time >= horizon);
+    }
+
+    pub fn len(&self) -> usize {
+        self.alerts.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.alerts.is_empty()
+    }
+}
+
+/// Alerts of a finished set of findings: what replay and backtest print.
+pub fn alerts_of(findings: &[Finding], allow: AllowList) -> AlertBook {
+    let mut book = AlertBook::new(allow);
+    book.merge(findings, crate::clock::now(), None);
+    book
+}
+
+/// The detections by name, shared by all that show alerts.
+pub type Detections = Arc<HashMap<String, Arc<Detection>>>;

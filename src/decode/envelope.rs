@@ -1,0 +1,310 @@
+//! From bytes to single records: unpack, split, peel.
+//!
+//! Everything here works on structure alone and knows no log format. A record that is cut short, too deep or too large
+//! is handed out as a [`Piece::Broken`] and the scan goes on behind it: nothing good beside it is lost.
+
+use std::borrow::Cow;
+use std::io::Read;
+
+use memchr::memchr2;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::Reason;
+use crate::limits;
+
+/// A part of a message.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// One JSON object, brackets balanced, and the byte at which it starts.
+    Object(&'a [u8], usize),
+    /// Bytes that are no record, why, and where they start.
+    Broken(&'a [u8], Reason, usize),
+}
+
+/// Unpacks gzip (any number of members) and strips a byte-order mark. Plain bytes are borrowed.
+pub fn unpack(bytes: &[u8]) -> Result<Cow<'_, [u8]>, (Reason, String)> {
+    if !bytes.starts_with(&[0x1f, 0x8b]) {
+        return Ok(Cow::Borrowed(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)));
+    }
+    let mut unpacked = Vec::new();
+    let mut reader = flate2::read::MultiGzDecoder::new(bytes).take(limits::UNPACKED_BYTES as u64 + 1);
+    let result = reader.read_to_end(&mut unpacked);
+    if unpacked.len() > limits::UNPACKED_BYTES {
+        return Err((Reason::TooLarge, format!("unpacks to more than {} MiB", limits::UNPACKED_BYTES >> 20)));
+    }
+    match result {
+        // What came out before the damage is still good: it is decoded, and its cut end becomes a reject.
+        Err(error) if unpacked.is_empty() => Err((Reason::BadCompression, error.to_string())),
+        _ => Ok(Cow::Owned(match unpacked.strip_prefix(b"\xef\xbb\xbf") {
+            Some(rest) => rest.to_vec(),
+            None => unpacked,
+        })),
+    }
+}
+
+/// Splits a message into objects: JSON lines, arrays, pretty-printed or concatenated values, and the
+/// `{"Records":[…]}` of CloudTrail delivery files, whose elements come out one by one.
+pub fn split<'a>(bytes: &'a [u8], mut each: impl FnMut(Piece<'a>)) {
+    let mut scan = Scan { bytes, at: 0, failures: 0 };
+    scan.elements(&mut each);
+}
+
+/// After this many broken values in one message, values may no longer span lines: bounds the work on garbage.
+const PATIENCE: usize = 1_000;
+
+struct Scan<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    failures: usize,
+}
+
+enum End {
+    At(usize),
+    TooDeep(usize),
+    TooLarge(usize),
+    Cut(usize),
+}
+
+impl<'a> Scan<'a> {
+    fn elements(&mut self, each: &mut impl FnMut(Piece<'a>)) {
+        while self.skip_glue() {
+            let start = self.at;
+            match self.bytes[start] {
+                b'{' => match self.records_array(start) {
+                    Some(inside) => self.at = inside,
+                    None => self.object(start, each),
+                },
+                _ => {
+                    let end = self.line_end(start);
+                    self.failures += 1;
+                    each(Piece::Broken(&self.bytes[start..end], Reason::NotJson, start));
+                    self.at = end;
+                }
+            }
+        }
+    }
+
+    /// Moves past white space, commas and the brackets of arrays; false at the end.
+    fn skip_glue(&mut self) -> bool {
+        while let Some(byte) = self.bytes.get(self.at) {
+            match byte {
+                b' ' | b'\t' | b'\r' | b'\n' | b',' | b'[' | b']' | b'}' => self.at += 1,
+                _ => return true,
+            }
+        }
+        false
+    }
+
+    /// Where the first element of `{"Records":[` stands, if this is one.
+    fn records_array(&self, start: usize) -> Option<usize> {
+        let mut rest = &self.bytes[start + 1..];
+        for token in [&b"\"Records\""[..], b":", b"["] {
+            rest = rest.trim_ascii_start().strip_prefix(token)?;
+        }
+        Some(self.bytes.len() - rest.len())
+    }
+
+    fn object(&mut self, start: usize, each: &mut impl FnMut(Piece<'a>)) {
+        let (end, reason) = match self.end_of(start) {
+            End::At(end) => {
+                each(Piece::Object(&self.bytes[start..end], start));
+                self.at = end;
+                return;
+            }
+            End::TooDeep(end) => (end, Reason::TooDeep),
+            End::TooLarge(end) => (end, Reason::TooLarge),
+            End::Cut(end) => (end, Reason::Truncated),
+        };
+        self.failures += 1;
+        each(Piece::Broken(&self.bytes[start..end], reason, start));
+        self.at = end;
+    }
+
+    /// Finds the bracket that closes the one at `start`, minding strings. Iterative: no nesting can overflow a stack.
+    fn end_of(&self, start: usize) -> End {
+        let bytes = self.bytes;
+        let (mut depth, mut deepest, mut at) = (0usize, 0usize, start);
+        while let Some(byte) = bytes.get(at) {
+            match byte {
+                b'{' | b'[' => {
+                    depth += 1;
+                    deepest = deepest.max(depth);
+                }
+                b'}' | b']' => {
+                    depth -= 1;
+                    if depth == 0 {
+                        return match at + 1 {
+                            end if end - start > limits::RECORD_BYTES => End::TooLarge(end),
+                            end if deepest > limits::NESTING => End::TooDeep(end),
+                            end => End::At(end),
+                        };
+                    }
+                }
+                b'"' => match string_end(bytes, at + 1) {
+                    Ok(end) => at = end - 1,
+                    Err(newline_or_end) => return End::Cut(newline_or_end),
+                },
+                b'\n' if self.cut_before(start, at) => return End::Cut(at),
+                _ => {}
+            }
+            at += 1;
+        }
+        End::Cut(if self.failures >= PATIENCE { self.line_end(start) } else { self.resync(start) })
+    }
+
+    /// Whether the line break at `at`, inside a value, is where a cut-off line meets the next record.
+    fn cut_before(&self, start: usize, at: usize) -> bool {
+        let starts_record = self.bytes.get(at + 1) == Some(&b'{');
+        let before = self.bytes[start..at].trim_ascii_end().last();
+        (starts_record && !matches!(before, Some(b'[' | b',' | b':' | b'{'))) || self.failures >= PATIENCE
+    }
+
+    /// Where to go on after a value that never ends: at the next thing that looks like a record of its own.
+    fn resync(&self, start: usize) -> usize {
+        let rest = &self.bytes[start + 1..];
+        let next = [&b"\n{"[..], b"{\"eventVersion\""].iter().filter_map(|mark| memchr::memmem::find(rest, mark)).min();
+        next.map_or(self.bytes.len(), |found| start + 1 + found)
+    }
+
+    fn line_end(&self, start: usize) -> usize {
+        memchr::memchr(b'\n', &self.bytes[start..]).map_or(self.bytes.len(), |length| start + length)
+    }
+}
+
+/// The byte behind the closing quote; or, for a string that a line break or the end cuts off, that place.
+fn string_end(bytes: &[u8], mut at: usize) -> Result<usize, usize> {
+    let from = at;
+    while let Some(found) = memchr2(b'"', b'\\', &bytes[at..]) {
+        at += found;
+        if bytes[at] == b'"' {
+            // A raw line break is not allowed inside a JSON string: the string was cut there.
+            return match memchr::memchr(b'\n', &bytes[from..at]) {
+                Some(newline) => Err(from + newline),
+                None => Ok(at + 1),
+            };
+        }
+        at += 2;
+        if at > bytes.len() {
+            break;
+        }
+    }
+    Err(memchr::memchr(b'\n', &bytes[from.min(bytes.len())..]).map_or(bytes.len(), |newline| from + newline))
+}
+
+/// The parts of the known wrappers; the format's own fields are not looked at.
+#[derive(Deserialize)]
+struct Wrapper<'a> {
+    #[serde(borrow, default, rename = "Records")]
+    records: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "detail-type")]
+    detail_type: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    detail: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "messageType")]
+    message_type: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "logEvents")]
+    log_events: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "Events")]
+    events: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "CloudTrailEvent")]
+    cloudtrail_event: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct LogEvent<'a> {
+    #[serde(borrow)]
+    message: Cow<'a, str>,
+}
+
+/// What a wrapper held.
+pub enum Peeled<'a> {
+    /// No wrapper: the record itself.
+    Bare,
+    /// JSON text inside: borrowed when it stood there as JSON, owned when it was a string.
+    Inside(Vec<Cow<'a, str>>),
+    /// A wrapper with nothing in it that could be a row, such as CloudWatch's control message.
+    Nothing,
+}
+
+/// Takes one wrapper off: EventBridge `detail`, CloudWatch Logs `logEvents`, `LookupEvents` results, a nested `Records`.
+pub fn peel(text: &str) -> Peeled<'_> {
+    // Cheaper than a parse, and true of nearly every bare CloudTrail record.
+    let marks = ["\"detail\"", "\"logEvents\"", "\"CloudTrailEvent\"", "\"Records\"", "\"Events\""];
+    if text.starts_with("{\"eventVersion\"") || !marks.iter().any(|mark| memchr::memmem::find(text.as_bytes(), mark.as_bytes()).is_some()) {
+        return Peeled::Bare;
+    }
+    let Ok(wrapper) = serde_json::from_str::<Wrapper>(text) else { return Peeled::Bare };
+    if let (Some(_), Some(detail)) = (wrapper.detail_type, wrapper.detail) {
+        return Peeled::Inside(vec![json_or_string(detail)]);
+    }
+    if let (Some(_), Some(events)) = (wrapper.message_type, wrapper.log_events) {
+        let events = serde_json::from_str::<Vec<LogEvent>>(events.get()).unwrap_or_default();
+        let messages: Vec<_> = events.into_iter().map(|event| event.message).collect();
+        return if messages.is_empty() { Peeled::Nothing } else { Peeled::Inside(messages) };
+    }
+    if let Some(event) = wrapper.cloudtrail_event {
+        return Peeled::Inside(vec![json_or_string(event)]);
+    }
+    match wrapper.records.or(wrapper.events).and_then(|list| serde_json::from_str::<Vec<&RawValue>>(list.get()).ok()) {
+        Some(list) if list.is_empty() => Peeled::Nothing,
+        Some(list) => Peeled::Inside(list.into_iter().map(json_or_string).collect()),
+        None => Peeled::Bare,
+    }
+}
+
+fn json_or_string(value: &RawValue) -> Cow<'_, str> {
+    let text = value.get();
+    if !text.starts_with('"') {
+        return Cow::Borrowed(text);
+    }
+    serde_json::from_str::<Cow<str>>(text).unwrap_or(Cow::Borrowed(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn objects(text: &str) -> (Vec<String>, Vec<Reason>) {
+        let (mut good, mut bad) = (Vec::new(), Vec::new());
+        split(text.as_bytes(), |piece| match piece {
+            Piece::Object(bytes, _) => good.push(String::from_utf8_lossy(bytes).into_owned()),
+            Piece::Broken(_, reason, _) => bad.push(reason),
+        });
+        (good, bad)
+    }
+
+    #[test]
+    fn every_layout_gives_the_same_records() {
+        for text in [
+            "{\"a\":1}\n{\"b\":[2]}\n",
+            "[{\"a\":1},{\"b\":[2]}]",
+            "{\"a\":1}{\"b\":[2]}",
+            "{ \"Records\" : [ {\"a\":1},\n {\"b\":[2]} ] }",
+            "[\n{\"a\":1},\n{\"b\":[2]}\n]",
+        ] {
+            assert_eq!(objects(text), (vec!["{\"a\":1}".into(), "{\"b\":[2]}".into()], vec![]), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_broken_neighbour_costs_nothing_else() {
+        let (good, bad) = objects("{\"a\":1}\n{\"cut\":\"off\n{\"b\":2}\n{\"cut\":3\n{\"c\":3}\nnonsense\n{\"d\":4}");
+        assert_eq!(good, ["{\"a\":1}", "{\"b\":2}", "{\"c\":3}", "{\"d\":4}"]);
+        assert_eq!(bad, [Reason::Truncated, Reason::Truncated, Reason::NotJson]);
+    }
+
+    #[test]
+    fn a_truncated_delivery_file_keeps_its_whole_records() {
+        let (good, bad) = objects("{\"Records\":[{\"a\":1},{\"b\":2},{\"c\":");
+        assert_eq!(good.len(), 2);
+        assert_eq!(bad, [Reason::Truncated]);
+    }
+
+    #[test]
+    fn a_hundred_thousand_brackets_are_one_reject() {
+        let deep = format!("{{\"a\":{}{}}}\n{{\"b\":1}}", "[".repeat(100_000), "]".repeat(100_000));
+        let (good, bad) = objects(&deep);
+        assert_eq!((good.len(), bad), (1, vec![Reason::TooDeep]));
+    }
+}

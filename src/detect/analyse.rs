@@ -1,0 +1,782 @@
+//! What a detection's plan says about it: scans, key, reach in time, class. Inferred, or refused with the way out.
+//!
+//! The optimised logical plan is walked once, bottom up. Each output column of each node is described by where it comes
+//! from (for keys), which scan's clock it follows (for time bounds) and whether more rows can still change it (for classes).
+//!
+//! - **Key**: a union-find over columns that joins equate. A detection is keyed by a class in which every scan has a column
+//!   and through which every join, grouping and window goes: then it can be run for one key at a time.
+//! - **Reach**: a difference-bound matrix over the event times of all scans and `alert_time`, closed by Floyd–Warshall.
+//! - **Class**: C0 one row, C1 monotone joins, C2 thresholds that only rise. Everything else is refused here.
+
+use std::collections::BTreeMap;
+
+use datafusion::common::{Column, DFSchema, JoinType, ScalarValue};
+use datafusion::logical_expr::expr::{AggregateFunction, InList, WindowFunction};
+use datafusion::logical_expr::utils::split_conjunction;
+use datafusion::logical_expr::{Aggregate, BinaryExpr, Distinct, Expr, Join, LogicalPlan, Operator, Volatility, Window, WindowFrameBound, WindowFrameUnits};
+
+use crate::clock::{DAY, HOUR, MINUTE, Micros, SECOND, spoken};
+
+/// How a detection may be evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// One row decides: on the batch, late rows included.
+    C0,
+    /// Joins that more rows can only add to: at once.
+    C1,
+    /// Counts that can only rise past a threshold: at once.
+    C2,
+}
+
+/// How an output column of an alert merges when several findings share one alert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Merge {
+    /// From the earliest finding.
+    First,
+    Max,
+    Min,
+    /// The highest level.
+    Level,
+}
+
+/// One scan of the plan, in plan order.
+#[derive(Clone, Debug)]
+pub struct ScanInfo {
+    pub table: String,
+    /// Column indices of the table, in output order.
+    pub projection: Vec<usize>,
+    /// Predicates that the optimiser pushed down to it, over the table's own column names.
+    pub filters: Vec<Expr>,
+    /// Name of its column in the detection's key class; none for class C0.
+    pub key: Option<String>,
+    /// How far before `alert_time` its rows may lie, and how far after.
+    pub back: Micros,
+    pub ahead: Micros,
+}
+
+impl ScanInfo {
+    /// `lineage` is derived, not stored and not bounded in time.
+    pub fn is_lineage(&self) -> bool {
+        self.table == "lineage"
+    }
+
+    /// Whether no predicate picks few rows: such a scan is probed, not kept.
+    pub fn is_broad(&self) -> bool {
+        !self.filters.iter().flat_map(split_conjunction).any(picks_few)
+    }
+}
+
+fn picks_few(predicate: &Expr) -> bool {
+    match predicate {
+        Expr::BinaryExpr(BinaryExpr { left, op, right }) => match op {
+            // `outcome = 'success'` is most of the traffic.
+            Operator::Eq => !matches!(right.as_ref(), Expr::Literal(ScalarValue::Boolean(_), _)) && !names_column(left, "outcome"),
+            Operator::Or => picks_few(left) && picks_few(right),
+            Operator::And => picks_few(left) || picks_few(right),
+            _ => false,
+        },
+        Expr::InList(InList { negated, expr, .. }) => !negated && !names_column(expr, "outcome"),
+        Expr::Like(like) => !like.negated,
+        _ => false,
+    }
+}
+
+fn names_column(expr: &Expr, name: &str) -> bool {
+    match expr {
+        Expr::Column(column) => column.name == name,
+        Expr::Cast(cast) => names_column(&cast.expr, name),
+        _ => false,
+    }
+}
+
+/// Which scans must have rows before a result is possible at all.
+#[derive(Clone, Debug)]
+pub enum Needs {
+    Scan(usize),
+    All(Vec<Needs>),
+    Any(Vec<Needs>),
+}
+
+impl Needs {
+    /// Whether the requirement holds, given which scans have rows.
+    pub fn met(&self, has_rows: &impl Fn(usize) -> bool) -> bool {
+        match self {
+            Needs::Scan(scan) => has_rows(*scan),
+            Needs::All(parts) => parts.iter().all(|part| part.met(has_rows)),
+            Needs::Any(parts) => parts.iter().any(|part| part.met(has_rows)),
+        }
+    }
+}
+
+/// All that is inferred.
+#[derive(Clone, Debug)]
+pub struct Analysis {
+    pub class: Class,
+    pub scans: Vec<ScanInfo>,
+    pub needs: Needs,
+    /// Output columns and how they merge.
+    pub columns: Vec<(String, Merge)>,
+    /// Widest reach of any scan before and after `alert_time`.
+    pub back: Micros,
+    pub ahead: Micros,
+}
+
+/// What the author declared, as far as the analysis needs it.
+pub struct Declared<'a> {
+    pub alert_key: &'a [String],
+}
+
+/// Refuses functions whose value is not a function of the row: a kept plan would freeze `now()`.
+///
+/// # Errors
+/// Names the function.
+pub fn refuse_volatile(plan: &LogicalPlan) -> Result<(), String> {
+    use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+    let mut found = None;
+    let _ = plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                if let Expr::ScalarFunction(call) = expr
+                    && call.func.signature().volatility != Volatility::Immutable
+                {
+                    found = Some(call.func.name().to_owned());
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    });
+    match found {
+        Some(name) => Err(format!("{name}() depends on the clock or on chance: use event_time columns only, so that live and backtest agree")),
+        None => Ok(()),
+    }
+}
+
+/// Analyses an optimised plan.
+///
+/// # Errors
+/// In words for the author: which join, window or column is the trouble, and how to write it.
+pub fn analyse(plan: &LogicalPlan, declared: &Declared<'_>) -> Result<Analysis, String> {
+    let mut walk = Walk::default();
+    let top = walk.plan(plan)?;
+    walk.finish(plan, top, declared)
+}
+
+/// A value that follows a clock: it lies within `[lo, hi]` of the clock's reading.
+#[derive(Clone, Copy, Debug)]
+struct Term {
+    clock: usize,
+    lo: Micros,
+    hi: Micros,
+}
+
+/// Whether more rows can still change a column's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Never,
+    Rises,
+    Falls,
+    AnyWay,
+}
+
+/// What is known of one output column.
+#[derive(Clone, Debug)]
+struct Col {
+    /// Node in the union-find of key columns.
+    key: Option<usize>,
+    term: Option<Term>,
+    change: Change,
+}
+
+const OPAQUE: Col = Col { key: None, term: None, change: Change::Never };
+
+struct Rel {
+    cols: Vec<Col>,
+    needs: Needs,
+    has_stream: bool,
+}
+
+#[derive(Default)]
+struct Walk {
+    scans: Vec<ScanInfo>,
+    /// Clock of each scan; none for lineage.
+    scan_clock: Vec<Option<usize>>,
+    /// Key-column nodes of each scan: node and column name.
+    scan_keys: Vec<Vec<(usize, String)>>,
+    parents: Vec<usize>,
+    clocks: usize,
+    /// `(a, b, c)`: clock a is at most c after clock b.
+    bounds: Vec<(usize, usize, Micros)>,
+    /// Each needs one of its nodes in the key class: joins, groupings, windows.
+    keyed: Vec<(Vec<usize>, String)>,
+    class: Option<Class>,
+}
+
+impl Walk {
+    fn node(&mut self) -> usize {
+        self.parents.push(self.parents.len());
+        self.parents.len() - 1
+    }
+
+    fn root(&self, mut node: usize) -> usize {
+        while self.parents[node] != node {
+            node = self.parents[node];
+        }
+        node
+    }
+
+    fn unite(&mut self, a: usize, b: usize) {
+        let (a, b) = (self.root(a), self.root(b));
+        self.parents[a] = b;
+    }
+
+    fn clock(&mut self) -> usize {
+        self.clocks += 1;
+        self.clocks - 1
+    }
+
+    fn at_least(&mut self, class: Class) {
+        self.class = Some(self.class.map_or(class, |known| known.max(class)));
+    }
+
+    fn plan(&mut self, plan: &LogicalPlan) -> Result<Rel, String> {
+        match plan {
+            LogicalPlan::TableScan(scan) => {
+                if scan.fetch.is_some() {
+                    return Err("LIMIT depends on the order of arrival: remove it".into());
+                }
+                let schema = scan.source.schema();
+                let projection = scan.projection.clone().unwrap_or_else(|| (0..schema.fields().len()).collect());
+                self.scan(scan.table_name.table(), &schema, projection, &scan.filters)
+            }
+            LogicalPlan::SubqueryAlias(alias) => self.plan(&alias.input),
+            LogicalPlan::Projection(projection) => {
+                let input = self.plan(&projection.input)?;
+                let cols = projection.expr.iter().map(|expr| column_of(expr, projection.input.schema(), &input.cols)).collect();
+                Ok(Rel { cols, ..input })
+            }
+            LogicalPlan::Filter(filter) => {
+                let input = self.plan(&filter.input)?;
+                self.filter(&filter.predicate, filter.input.schema(), &input.cols)?;
+                Ok(input)
+            }
+            LogicalPlan::Join(join) => self.join(join),
+            LogicalPlan::Union(union) => self.union(&union.inputs),
+            LogicalPlan::Distinct(Distinct::All(input)) => {
+                self.at_least(Class::C1);
+                let rel = self.plan(input)?;
+                if rel.cols.iter().any(|col| col.change != Change::Never) {
+                    return Err("DISTINCT over a count: the count may still change; leave DISTINCT away".into());
+                }
+                Ok(rel)
+            }
+            LogicalPlan::Aggregate(aggregate) => self.aggregate(aggregate),
+            LogicalPlan::Window(window) => self.window(window),
+            LogicalPlan::Sort(sort) if sort.fetch.is_none() => self.plan(&sort.input),
+            LogicalPlan::Sort(_) | LogicalPlan::Limit(_) => Err("LIMIT depends on what else arrives: remove it".into()),
+            LogicalPlan::EmptyRelation(_) => Err("the query can never return a row: its predicates contradict each other".into()),
+            other => Err(format!("{} has no place in a detection", other.display())),
+        }
+    }
+
+    fn scan(&mut self, table: &str, schema: &arrow::datatypes::Schema, projection: Vec<usize>, filters: &[Expr]) -> Result<Rel, String> {
+        let number = self.scans.len();
+        let lineage = table == "lineage";
+        let clock = (!lineage).then(|| self.clock());
+        let mut keys = Vec::new();
+        let mut cols = Vec::new();
+        for index in &projection {
+            let name = schema.field(*index).name();
+            let key = self.node();
+            keys.push((key, name.clone()));
+            let term = (name == "event_time").then_some(clock).flatten().map(|clock| Term { clock, lo: 0, hi: 0 });
+            cols.push(Col { key: Some(key), term, change: Change::Never });
+        }
+        if lineage {
+            // One family of credentials is one key: a parent and its children are evaluated together.
+            let ends: Vec<usize> = keys.iter().filter(|(_, name)| name == "credential" || name == "ancestor").map(|(node, _)| *node).collect();
+            if let [a, b] = ends[..] {
+                self.unite(a, b);
+            }
+        }
+        if table == "rejects" || table == "alerts" {
+            return Err(format!("{table} cannot be read by a detection"));
+        }
+        self.scans.push(ScanInfo { table: table.to_owned(), projection, filters: filters.to_vec(), key: None, back: 0, ahead: 0 });
+        self.scan_clock.push(clock);
+        self.scan_keys.push(keys);
+        Ok(Rel { cols, needs: Needs::Scan(number), has_stream: !lineage })
+    }
+
+    fn join(&mut self, join: &Join) -> Result<Rel, String> {
+        self.at_least(Class::C1);
+        match join.join_type {
+            JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi => {}
+            JoinType::LeftAnti | JoinType::RightAnti if join.null_aware => {
+                return Err("NOT IN (SELECT …) is empty as soon as the subquery returns one NULL: write NOT EXISTS".into());
+            }
+            other => {
+                return Err(format!(
+                    "{other} JOIN: what is absent now may still arrive, so this cannot be decided at once (class C3); live evaluation of absence is not part of this version"
+                ));
+            }
+        }
+        let left = self.plan(&join.left)?;
+        let right = self.plan(&join.right)?;
+        let mut pairs = Vec::new();
+        for (l, r) in &join.on {
+            let (l, r) = (column_of(l, join.left.schema(), &left.cols), column_of(r, join.right.schema(), &right.cols));
+            self.bound_equal(l.term, r.term);
+            if let (Some(a), Some(b)) = (l.key, r.key) {
+                self.unite(a, b);
+                pairs.push(a);
+            }
+            if l.change != Change::Never || r.change != Change::Never {
+                return Err("a join on a count: the count may still change".into());
+            }
+        }
+        let both: Vec<Col> = left.cols.iter().chain(&right.cols).cloned().collect();
+        if let Some(filter) = &join.filter {
+            let schema = join.left.schema().join(join.right.schema()).map_err(|error| error.to_string())?;
+            self.filter(filter, &schema, &both)?;
+        }
+        self.keyed.push((pairs, format!("JOIN of {} and {}", tables_of(&join.left), tables_of(&join.right))));
+        let cols = match join.join_type {
+            JoinType::LeftSemi => left.cols,
+            JoinType::RightSemi => right.cols,
+            _ => both,
+        };
+        Ok(Rel { cols, needs: Needs::All(vec![left.needs, right.needs]), has_stream: left.has_stream || right.has_stream })
+    }
+
+    fn union(&mut self, inputs: &[std::sync::Arc<LogicalPlan>]) -> Result<Rel, String> {
+        self.at_least(Class::C1);
+        let rels = inputs.iter().map(|input| self.plan(input)).collect::<Result<Vec<_>, _>>()?;
+        let width = rels.first().map_or(0, |rel| rel.cols.len());
+        let mut cols = Vec::with_capacity(width);
+        for index in 0..width {
+            let branch: Vec<Col> = rels.iter().map(|rel| rel.cols[index].clone()).collect();
+            let key = branch.iter().all(|col| col.key.is_some()).then(|| {
+                let node = self.node();
+                branch.iter().filter_map(|col| col.key).for_each(|key| self.unite(key, node));
+                node
+            });
+            let term = branch.iter().all(|col| col.term.is_some()).then(|| {
+                let clock = self.clock();
+                for term in branch.iter().filter_map(|col| col.term) {
+                    self.bound_equal(Some(Term { clock, lo: 0, hi: 0 }), Some(term));
+                }
+                Term { clock, lo: 0, hi: 0 }
+            });
+            let change = if branch.iter().all(|col| col.change == Change::Never) { Change::Never } else { Change::AnyWay };
+            cols.push(Col { key, term, change });
+        }
+        let has_stream = rels.iter().any(|rel| rel.has_stream);
+        Ok(Rel { cols, needs: Needs::Any(rels.into_iter().map(|rel| rel.needs).collect()), has_stream })
+    }
+
+    fn aggregate(&mut self, aggregate: &Aggregate) -> Result<Rel, String> {
+        let input = self.plan(&aggregate.input)?;
+        let schema = aggregate.input.schema();
+        let mut cols: Vec<Col> = aggregate.group_expr.iter().map(|expr| column_of(expr, schema, &input.cols)).collect();
+        if aggregate.group_expr.iter().any(|expr| matches!(expr, Expr::GroupingSet(_))) {
+            return Err("GROUPING SETS, CUBE and ROLLUP have no single key: write one detection per grouping".into());
+        }
+        if cols.iter().any(|col| col.change != Change::Never) {
+            return Err("GROUP BY a count: the count may still change".into());
+        }
+        self.keyed.push((cols.iter().filter_map(|col| col.key).collect(), "GROUP BY".into()));
+        self.at_least(if aggregate.aggr_expr.is_empty() { Class::C1 } else { Class::C2 });
+        for expr in &aggregate.aggr_expr {
+            cols.push(Col { change: aggregate_change(expr, schema, &input.cols), ..OPAQUE });
+        }
+        Ok(Rel { cols, ..input })
+    }
+
+    fn window(&mut self, window: &Window) -> Result<Rel, String> {
+        self.at_least(Class::C2);
+        let mut input = self.plan(&window.input)?;
+        let schema = window.input.schema();
+        let mut added = Vec::new();
+        let mut moved: Option<(usize, usize)> = None;
+        for expr in &window.window_expr {
+            let Some(call) = window_call(expr) else { return Err(format!("{expr} is no window function that can be followed")) };
+            let params = &call.params;
+            let name = call.fun.name().to_owned();
+            let keys: Vec<usize> = params.partition_by.iter().filter_map(|expr| column_of(expr, schema, &input.cols).key).collect();
+            self.keyed.push((keys, format!("PARTITION BY of {name}()")));
+            let change = match name.as_str() {
+                "count" | "max" | "bool_or" => Change::Rises,
+                "min" => Change::Falls,
+                _ => {
+                    return Err(format!(
+                        "{name}() over a window can change when an earlier row arrives (class C3); count, min and max over RANGE … PRECEDING can be decided at once"
+                    ));
+                }
+            };
+            let order = params.order_by.first().and_then(|sort| column_of(&sort.expr, schema, &input.cols).term);
+            let (Some(term), true) = (order, params.window_frame.units == WindowFrameUnits::Range) else {
+                return Err(format!("{name}() OVER (…): order by event_time and use RANGE BETWEEN INTERVAL '…' PRECEDING AND CURRENT ROW"));
+            };
+            let before = frame_bound(&params.window_frame.start_bound, true);
+            let after = frame_bound(&params.window_frame.end_bound, false);
+            let (Some(before), Some(after)) = (before, after) else {
+                return Err(format!("{name}() OVER (…): the frame has no bound in time; use RANGE BETWEEN INTERVAL '…' PRECEDING AND CURRENT ROW"));
+            };
+            // The output row has a clock of its own; the rows it counts lie around it.
+            let clock = match moved {
+                Some((from, to)) if from == term.clock => to,
+                None => {
+                    let to = self.clock();
+                    moved = Some((term.clock, to));
+                    to
+                }
+                Some(_) => return Err("two windows over different times in one query: split the detection".into()),
+            };
+            self.bounds.push((term.clock, clock, after + term.hi - term.lo));
+            self.bounds.push((clock, term.clock, before + term.hi - term.lo));
+            added.push(Col { change, ..OPAQUE });
+        }
+        if let Some((from, to)) = moved {
+            for col in &mut input.cols {
+                col.term = col.term.filter(|term| term.clock == from).map(|term| Term { clock: to, ..term });
+            }
+        }
+        input.cols.extend(added);
+        Ok(input)
+    }
+
+    /// Takes time bounds from a predicate, and refuses one that more rows could make false again.
+    fn filter(&mut self, predicate: &Expr, schema: &DFSchema, cols: &[Col]) -> Result<(), String> {
+        for conjunct in split_conjunction(predicate) {
+            if !keeps_true(conjunct, schema, cols) {
+                return Err(format!("`{conjunct}` can become false again when more rows arrive (class C3); thresholds must be of the form count(…) >= n"));
+            }
+            self.bounds_from(conjunct, schema, cols);
+        }
+        Ok(())
+    }
+
+    fn bounds_from(&mut self, predicate: &Expr, schema: &DFSchema, cols: &[Col]) {
+        match predicate {
+            Expr::Between(between) if !between.negated => {
+                self.compare(&between.low, Operator::LtEq, &between.expr, schema, cols);
+                self.compare(&between.expr, Operator::LtEq, &between.high, schema, cols);
+            }
+            Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
+                self.bounds_from(left, schema, cols);
+                self.bounds_from(right, schema, cols);
+            }
+            Expr::BinaryExpr(BinaryExpr { left, op, right }) => self.compare(left, *op, right, schema, cols),
+            _ => {}
+        }
+    }
+
+    fn compare(&mut self, left: &Expr, op: Operator, right: &Expr, schema: &DFSchema, cols: &[Col]) {
+        let (left, op, right) = match op {
+            Operator::Gt | Operator::GtEq => (right, Operator::LtEq, left),
+            other => (left, other, right),
+        };
+        // a - b <= INTERVAL
+        if let (Expr::BinaryExpr(BinaryExpr { left: a, op: Operator::Minus, right: b }), Some(limit)) = (left, interval(right)) {
+            let (a, b) = (column_of(a, schema, cols).term, column_of(b, schema, cols).term);
+            if let (Some(a), Some(b), Operator::Lt | Operator::LtEq) = (a, b, op) {
+                self.bounds.push((a.clock, b.clock, limit + b.hi - a.lo));
+            }
+        }
+        // INTERVAL <= a - b
+        if let (Some(limit), Expr::BinaryExpr(BinaryExpr { left: a, op: Operator::Minus, right: b })) = (interval(left), right) {
+            let (a, b) = (column_of(a, schema, cols).term, column_of(b, schema, cols).term);
+            if let (Some(a), Some(b), Operator::Lt | Operator::LtEq) = (a, b, op) {
+                self.bounds.push((b.clock, a.clock, a.hi - b.lo - limit));
+            }
+        }
+        let (l, r) = (column_of(left, schema, cols).term, column_of(right, schema, cols).term);
+        match (l, r, op) {
+            (Some(l), Some(r), Operator::Lt | Operator::LtEq) => self.bounds.push((l.clock, r.clock, r.hi - l.lo)),
+            (l, r, Operator::Eq) => self.bound_equal(l, r),
+            _ => {}
+        }
+    }
+
+    fn bound_equal(&mut self, a: Option<Term>, b: Option<Term>) {
+        if let (Some(a), Some(b)) = (a, b) {
+            self.bounds.push((a.clock, b.clock, b.hi - a.lo));
+            self.bounds.push((b.clock, a.clock, a.hi - b.lo));
+        }
+    }
+
+    fn finish(mut self, plan: &LogicalPlan, top: Rel, declared: &Declared<'_>) -> Result<Analysis, String> {
+        let class = self.class.unwrap_or(Class::C0);
+        let names: Vec<String> = plan.schema().fields().iter().map(|field| field.name().clone()).collect();
+        let find = |name: &str| names.iter().position(|n| n == name);
+        for name in declared.alert_key {
+            let Some(index) = find(name) else {
+                return Err(format!("alert_key names `{name}`, which the query does not return (it returns {})", names.join(", ")));
+            };
+            if top.cols[index].change != Change::Never {
+                return Err(format!("alert_key `{name}` is a count that may still change: it cannot name an alert"));
+            }
+        }
+        let Some(at) = find("alert_time") else { return Err("the query must return a column `alert_time`".into()) };
+        if !matches!(plan.schema().field(at).data_type(), arrow::datatypes::DataType::Timestamp(..)) {
+            return Err("alert_time must be a timestamp".into());
+        }
+        if top.cols[at].change != Change::Never {
+            return Err("alert_time comes from an aggregate that may still change: group by date_bin(…, event_time) and return that".into());
+        }
+        let mut columns = Vec::new();
+        for (name, col) in names.iter().zip(&top.cols) {
+            let merge = match (name.as_str(), col.change) {
+                ("level", _) => Merge::Level,
+                (_, Change::Never) => Merge::First,
+                (_, Change::Rises) => Merge::Max,
+                (_, Change::Falls) => Merge::Min,
+                (_, Change::AnyWay) => {
+                    return Err(format!("column `{name}` is computed from a value that may still change either way: return the count, min or max itself"));
+                }
+            };
+            columns.push((name.clone(), merge));
+        }
+        let (mut back, mut ahead) = (0, 0);
+        if class > Class::C0 {
+            self.choose_key()?;
+            let Some(alert) = top.cols[at].term else {
+                return Err("alert_time must be an event_time, or date_bin() of one, so that its distance to each table is known".into());
+            };
+            let distance = self.closure();
+            for number in 0..self.scans.len() {
+                let Some(clock) = self.scan_clock[number] else { continue };
+                // alert_time - scan <= back, scan - alert_time <= ahead.
+                let before = distance[alert.clock][clock].map(|d| (d + alert.hi).max(0));
+                let after = distance[clock][alert.clock].map(|d| (d - alert.lo).max(0));
+                let (Some(before), Some(after)) = (before, after) else {
+                    let table = &self.scans[number].table;
+                    return Err(format!(
+                        "no time bound between alert_time and {table} (scan {}): add one on both sides, such as `{table}.event_time BETWEEN other.event_time - INTERVAL '17 minutes' AND other.event_time`",
+                        number + 1
+                    ));
+                };
+                (self.scans[number].back, self.scans[number].ahead) = (before, after);
+                (back, ahead) = (back.max(before), ahead.max(after));
+            }
+        }
+        if !top.has_stream {
+            return Err("the query reads no stream".into());
+        }
+        Ok(Analysis { class, scans: self.scans, needs: top.needs, columns, back, ahead })
+    }
+
+    /// Finds the class of equated columns that goes through everything, and notes each scan's column of it.
+    fn choose_key(&mut self) -> Result<(), String> {
+        let mut candidates: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+        for (node, name) in self.scan_keys.iter().flatten() {
+            candidates.entry(self.root(*node)).or_default().push(name.clone());
+        }
+        let holds = |walk: &Walk, root: usize, nodes: &[usize]| nodes.iter().any(|node| walk.root(*node) == root);
+        let covers = |walk: &Walk, root: usize| {
+            let scans = walk.scan_keys.iter().all(|keys| keys.iter().any(|(node, _)| walk.root(*node) == root));
+            scans && walk.keyed.iter().all(|(nodes, _)| holds(walk, root, nodes))
+        };
+        // Times equate too (`date_bin` groups), but only identifying columns spread rows over keys.
+        let usable = |names: &[String]| !names.iter().any(|name| name == "event_time" || name == "append_time");
+        let mut keys: Vec<(usize, usize)> = candidates
+            .iter()
+            .filter(|(root, names)| usable(names) && covers(self, **root))
+            .map(|(root, names)| (if names.iter().any(|n| n == "access_key_id") { 0 } else { 1 }, *root))
+            .collect();
+        keys.sort_unstable();
+        let Some((_, root)) = keys.first().copied() else {
+            let trouble = self.keyed.iter().find(|(nodes, _)| nodes.is_empty()).map_or("its joins and groups", |(_, what)| what.as_str());
+            return Err(format!(
+                "no key: {trouble} must go through one identifying column (access_key_id, identity, source_ip, …) that equates all tables of the query, as a plain column"
+            ));
+        };
+        for (number, keys) in self.scan_keys.iter().enumerate() {
+            self.scans[number].key = keys.iter().find(|(node, _)| self.root(*node) == root).map(|(_, name)| name.clone());
+        }
+        Ok(())
+    }
+
+    /// Shortest distances between all clocks.
+    fn closure(&self) -> Vec<Vec<Option<Micros>>> {
+        let n = self.clocks;
+        let mut d = vec![vec![None; n]; n];
+        for (clock, row) in d.iter_mut().enumerate() {
+            row[clock] = Some(0);
+        }
+        for (a, b, c) in &self.bounds {
+            d[*a][*b] = Some(d[*a][*b].map_or(*c, |known: Micros| known.min(*c)));
+        }
+        for via in 0..n {
+            for a in 0..n {
+                for b in 0..n {
+                    if let (Some(x), Some(y)) = (d[a][via], d[via][b]) {
+                        d[a][b] = Some(d[a][b].map_or(x + y, |known| known.min(x + y)));
+                    }
+                }
+            }
+        }
+        d
+    }
+}
+
+fn tables_of(plan: &LogicalPlan) -> String {
+    use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+    let mut names = Vec::new();
+    let _ = plan.apply(|node| {
+        if let LogicalPlan::TableScan(scan) = node {
+            names.push(scan.table_name.table().to_owned());
+        }
+        Ok(TreeNodeRecursion::Continue)
+    });
+    names.dedup();
+    names.join(" and ")
+}
+
+/// What is known of an expression over the given columns.
+fn column_of(expr: &Expr, schema: &DFSchema, cols: &[Col]) -> Col {
+    match expr {
+        Expr::Column(column) => lookup(column, schema, cols),
+        Expr::Alias(alias) => column_of(&alias.expr, schema, cols),
+        Expr::Cast(cast) => column_of(&cast.expr, schema, cols),
+        Expr::TryCast(cast) => column_of(&cast.expr, schema, cols),
+        Expr::BinaryExpr(BinaryExpr { left, op: op @ (Operator::Plus | Operator::Minus), right }) => {
+            let base = column_of(left, schema, cols);
+            let shift = interval(right).map(|length| if *op == Operator::Plus { length } else { -length });
+            match (base.term, shift) {
+                (Some(term), Some(shift)) => {
+                    Col { key: None, term: Some(Term { clock: term.clock, lo: term.lo + shift, hi: term.hi + shift }), change: base.change }
+                }
+                _ => derived(expr, schema, cols),
+            }
+        }
+        Expr::ScalarFunction(call) => {
+            let width = match (call.func.name(), call.args.first()) {
+                ("date_bin", Some(stride)) => interval(stride),
+                ("date_trunc", Some(Expr::Literal(unit, _))) => unit.try_as_str().flatten().and_then(|unit| match unit {
+                    "second" => Some(SECOND),
+                    "minute" => Some(MINUTE),
+                    "hour" => Some(HOUR),
+                    "day" => Some(DAY),
+                    "week" => Some(7 * DAY),
+                    _ => None,
+                }),
+                _ => None,
+            };
+            match (width, call.args.get(1).map(|arg| column_of(arg, schema, cols))) {
+                (Some(width), Some(Col { term: Some(term), change, .. })) => {
+                    Col { key: None, term: Some(Term { clock: term.clock, lo: term.lo - width, hi: term.hi }), change }
+                }
+                _ => derived(expr, schema, cols),
+            }
+        }
+        _ => derived(expr, schema, cols),
+    }
+}
+
+/// A value computed from columns: fixed as long as they are.
+fn derived(expr: &Expr, schema: &DFSchema, cols: &[Col]) -> Col {
+    let fixed = expr.column_refs().iter().all(|column| lookup(column, schema, cols).change == Change::Never);
+    Col { change: if fixed { Change::Never } else { Change::AnyWay }, ..OPAQUE }
+}
+
+fn lookup(column: &Column, schema: &DFSchema, cols: &[Col]) -> Col {
+    schema.index_of_column(column).ok().and_then(|index| cols.get(index).cloned()).unwrap_or(OPAQUE)
+}
+
+/// Whether a predicate, once true of a row, stays true however many rows are added.
+fn keeps_true(predicate: &Expr, schema: &DFSchema, cols: &[Col]) -> bool {
+    match predicate {
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::And | Operator::Or, right }) => keeps_true(left, schema, cols) && keeps_true(right, schema, cols),
+        Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
+            let (l, r) = (column_of(left, schema, cols).change, column_of(right, schema, cols).change);
+            match (l, op, r) {
+                (Change::Never, _, Change::Never) => true,
+                (Change::Rises, Operator::GtEq | Operator::Gt, Change::Never | Change::Falls) => true,
+                (Change::Falls, Operator::LtEq | Operator::Lt, Change::Never | Change::Rises) => true,
+                (Change::Never, Operator::LtEq | Operator::Lt, Change::Rises) => true,
+                (Change::Never, Operator::GtEq | Operator::Gt, Change::Falls) => true,
+                _ => false,
+            }
+        }
+        other => derived(other, schema, cols).change == Change::Never,
+    }
+}
+
+fn aggregate_change(expr: &Expr, schema: &DFSchema, cols: &[Col]) -> Change {
+    match expr {
+        Expr::Alias(alias) => aggregate_change(&alias.expr, schema, cols),
+        Expr::AggregateFunction(AggregateFunction { func, params }) => {
+            let inner = params.args.first().map_or(Change::Never, |arg| derived(arg, schema, cols).change);
+            match (func.name(), inner) {
+                ("count" | "approx_distinct" | "bool_or", Change::Never) => Change::Rises,
+                ("max", Change::Never | Change::Rises) => Change::Rises,
+                ("min", Change::Never | Change::Falls) => Change::Falls,
+                // The second stage of a rewritten count(DISTINCT …) sums counts.
+                ("sum", Change::Rises) => Change::Rises,
+                _ => Change::AnyWay,
+            }
+        }
+        _ => Change::AnyWay,
+    }
+}
+
+fn window_call(expr: &Expr) -> Option<&WindowFunction> {
+    match expr {
+        Expr::WindowFunction(call) => Some(call),
+        Expr::Alias(alias) => window_call(&alias.expr),
+        _ => None,
+    }
+}
+
+/// How far a frame bound lies from the current row, towards the past for a start and towards the future for an end.
+fn frame_bound(bound: &WindowFrameBound, is_start: bool) -> Option<Micros> {
+    let (length, forward) = match bound {
+        WindowFrameBound::CurrentRow => return Some(0),
+        WindowFrameBound::Preceding(value) => (scalar_interval(value)?, false),
+        WindowFrameBound::Following(value) => (scalar_interval(value)?, true),
+    };
+    Some(if is_start == forward { 0 } else { length })
+}
+
+/// The length of an interval literal; months have none.
+fn interval(expr: &Expr) -> Option<Micros> {
+    match expr {
+        Expr::Literal(value, _) => scalar_interval(value),
+        Expr::Cast(cast) => interval(&cast.expr),
+        Expr::Alias(alias) => interval(&alias.expr),
+        _ => None,
+    }
+}
+
+fn scalar_interval(value: &ScalarValue) -> Option<Micros> {
+    match value {
+        ScalarValue::IntervalMonthDayNano(Some(v)) if v.months == 0 => Some(i64::from(v.days) * DAY + v.nanoseconds / 1000),
+        ScalarValue::IntervalDayTime(Some(v)) => Some(i64::from(v.days) * DAY + i64::from(v.milliseconds) * 1000),
+        ScalarValue::DurationMicrosecond(Some(v)) => Some(*v),
+        ScalarValue::DurationNanosecond(Some(v)) => Some(*v / 1000),
+        ScalarValue::DurationMillisecond(Some(v)) => Some(*v * 1000),
+        ScalarValue::DurationSecond(Some(v)) => Some(*v * SECOND),
+        _ => None,
+    }
+}
+
+impl std::fmt::Display for Analysis {
+    /// One line: class, key, and how far each scan is looked for.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.class)?;
+        if let Some(key) = self.scans.iter().find_map(|scan| scan.key.as_deref()) {
+            write!(f, ", keyed by {key}")?;
+        }
+        for scan in self.scans.iter().filter(|scan| !scan.is_lineage()) {
+            write!(f, "; {}", scan.table)?;
+            if self.class > Class::C0 {
+                write!(f, " [-{}, +{}]", spoken(scan.back), spoken(scan.ahead))?;
+            }
+            if scan.is_broad() {
+                f.write_str(" (broad)")?;
+            }
+        }
+        Ok(())
+    }
+}

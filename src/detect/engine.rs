@@ -1,0 +1,739 @@
+//! The live engine: filter once, keep the residue, re-run dirty keys.
+//!
+//! It is a synchronous object without a clock: the same calls give the same findings, whether a service, a replay or a
+//! test makes them. Rows go in with [`Engine::push`], [`Engine::tick`] gives the findings, [`Engine::advance`] lets go of the past.
+
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray, BooleanArray};
+use arrow::compute::filter_record_batch;
+use arrow::compute::kernels::boolean::{and, not};
+use arrow::record_batch::RecordBatch;
+use datafusion::execution::context::SessionContext;
+use datafusion::logical_expr::Expr;
+use hashbrown::{HashMap, HashSet};
+
+use super::analyse::{Analysis, Class, Needs};
+use super::file::Detection;
+use super::filter::FilterPass;
+use super::finding::{Finding, findings_of};
+use super::history::{History, LookBack};
+use super::lineage::Lineage;
+use super::plan::{Compiled, KeptPlan, compile, keep, planner};
+use super::residue::{Key, KeyHasher, NULL_KEY, Store, texts_of};
+use crate::clock::{DAY, HOUR, Micros};
+use crate::error::{Error, Result};
+use crate::secret::Fingerprinter;
+use crate::table::{STREAMS, Table, by_name, cloudtrail as system};
+
+/// How long rows of a probed scan stay in memory where an archive can give them again.
+const PROBED_STAY: Micros = 6 * HOUR;
+
+/// How one scan of a detection gets its rows.
+#[derive(Clone, Copy, Debug)]
+enum Feed {
+    Lineage,
+    /// Class C0: straight from the batch; the number in the table's filter pass.
+    Batch(usize),
+    /// From a store; `probed` ones hold rows only for keys that the detection's other scans know.
+    Store {
+        store: usize,
+        probed: bool,
+    },
+}
+
+struct Live {
+    detection: Arc<Detection>,
+    analysis: Analysis,
+    plan: KeptPlan,
+    feeds: Vec<Feed>,
+    dirty: HashSet<Key>,
+    /// Keys whose whole result must be computed again: their family changed.
+    whole: HashSet<Key>,
+    /// Per scan, rows from this number on are new since the last run.
+    seen_to: Vec<u64>,
+    /// Keys whose past was fetched into the probed stores.
+    loaded: HashSet<Key>,
+    /// Some of what was fetched has since been let go of.
+    stale: bool,
+    suspended: Option<String>,
+    runs: u64,
+    findings: u64,
+    busy: std::time::Duration,
+}
+
+struct Pass {
+    table: &'static Table,
+    filter: FilterPass,
+}
+
+struct StoreEntry {
+    store: Store,
+    /// Number in the table's filter pass.
+    scan: usize,
+    users: Vec<usize>,
+    filters: Vec<Expr>,
+    probed: bool,
+    retention: Vec<Retention>,
+}
+
+/// A row must stay until `event_time + reach` is before the watermark of this table.
+struct Retention {
+    reach: Micros,
+    table: &'static Table,
+}
+
+/// What the engine can say about itself, per detection.
+#[derive(Clone, Debug)]
+pub struct EngineReport {
+    pub detection: String,
+    pub class: Class,
+    pub runs: u64,
+    pub findings: u64,
+    /// Time spent in its plan (seconds).
+    pub busy_seconds: f64,
+    pub suspended: Option<String>,
+}
+
+/// The engine and everything it keeps.
+pub struct Engine {
+    passes: Vec<Pass>,
+    stores: Vec<StoreEntry>,
+    live: Vec<Live>,
+    lineage: Lineage,
+    links: Links,
+    hasher: KeyHasher,
+    ready: Vec<Finding>,
+    runtime: tokio::runtime::Runtime,
+    residue_budget: usize,
+    /// Things that went wrong and are worth telling: detection and message.
+    problems: Vec<(String, String)>,
+}
+
+/// The kept plan of `lineage_links`.
+struct Links {
+    plan: KeptPlan,
+    scan: usize,
+    filters: Vec<Expr>,
+    projection: Vec<usize>,
+    table: &'static Table,
+    fresh: Vec<RecordBatch>,
+}
+
+impl Engine {
+    /// An engine with these detections; every one that cannot be decided safely is named, all at once.
+    ///
+    /// # Errors
+    /// The list of refusals.
+    pub fn new(detections: &[Detection], fingerprinter: &Fingerprinter) -> std::result::Result<Self, Vec<Error>> {
+        let one = |error: Error| vec![error];
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().build().map_err(|e| one(Error::environment("starting the evaluation runtime").because(e)))?;
+        let ctx = planner(fingerprinter).map_err(one)?;
+        let mut compiled = Vec::new();
+        let mut refused = Vec::new();
+        for detection in detections {
+            match runtime.block_on(compile(&ctx, &Arc::new(detection.clone()))) {
+                Ok(good) => compiled.push(good),
+                Err(error) => refused.push(error),
+            }
+        }
+        if !refused.is_empty() {
+            return Err(refused);
+        }
+        let mut passes: Vec<Pass> = STREAMS.iter().map(|table| Pass { table, filter: FilterPass::new(table.schema()) }).collect();
+        let links = runtime.block_on(Links::new(&ctx, &mut passes)).map_err(one)?;
+        let mut engine = Self {
+            passes,
+            stores: Vec::new(),
+            live: Vec::new(),
+            lineage: Lineage::default(),
+            links,
+            hasher: KeyHasher::default(),
+            ready: Vec::new(),
+            runtime,
+            residue_budget: usize::MAX,
+            problems: Vec::new(),
+        };
+        for one_compiled in compiled {
+            engine.register(&ctx, one_compiled).map_err(one)?;
+        }
+        Ok(engine)
+    }
+
+    /// Bounds the memory of kept rows (bytes).
+    pub fn with_residue_budget(mut self, bytes: usize) -> Self {
+        self.residue_budget = bytes;
+        self
+    }
+
+    fn register(&mut self, ctx: &SessionContext, compiled: Compiled) -> Result<()> {
+        let Compiled { detection, analysis, plan } = compiled;
+        let number = self.live.len();
+        let probed = probed_scans(&analysis);
+        let mut feeds = Vec::new();
+        for (scan_number, scan) in analysis.scans.iter().enumerate() {
+            if scan.is_lineage() {
+                feeds.push(Feed::Lineage);
+                continue;
+            }
+            let table = by_name(&scan.table).ok_or_else(|| Error::bug(format!("{}: no table {}", detection.name, scan.table)))?;
+            let pass = pass_of(&mut self.passes, table)?;
+            let in_pass = pass.filter.add(&scan.filters, &ctx.state())?;
+            if analysis.class == Class::C0 {
+                feeds.push(Feed::Batch(in_pass));
+                continue;
+            }
+            let key = scan.key.as_deref().and_then(|name| table.schema().index_of(name).ok());
+            let key = key.ok_or_else(|| Error::bug(format!("{}: no key column in {}", detection.name, scan.table)))?;
+            let probed = probed[scan_number];
+            let retention = retention_of(&analysis, scan_number);
+            // Probed stores depend on what the detection's other scans know, so they are its own; the others are shared.
+            let shared = self.stores.iter().position(|entry| {
+                !probed
+                    && !entry.probed
+                    && entry.filters == scan.filters
+                    && std::ptr::eq(entry.store.table(), table)
+                    && entry.store.key_column() == key
+                    && entry.store.projection() == scan.projection
+            });
+            let store = match shared {
+                Some(store) => store,
+                None => {
+                    let schema = Arc::clone(plan.slots[scan_number].schema());
+                    let store = Store::new(table, &scan.projection, key, schema);
+                    self.stores.push(StoreEntry { store, scan: in_pass, users: Vec::new(), filters: scan.filters.clone(), probed, retention: Vec::new() });
+                    self.stores.len() - 1
+                }
+            };
+            let entry = &mut self.stores[store];
+            if !entry.users.contains(&number) {
+                entry.users.push(number);
+            }
+            entry.retention.extend(retention);
+            feeds.push(Feed::Store { store, probed });
+        }
+        let seen_to = vec![0; feeds.len()];
+        self.live.push(Live {
+            detection,
+            analysis,
+            plan,
+            feeds,
+            dirty: HashSet::new(),
+            whole: HashSet::new(),
+            seen_to,
+            loaded: HashSet::new(),
+            stale: false,
+            suspended: None,
+            runs: 0,
+            findings: 0,
+            busy: std::time::Duration::ZERO,
+        });
+        Ok(())
+    }
+
+    /// Takes a batch of rows of one table. One-row detections are decided here.
+    ///
+    /// # Errors
+    /// Only what would be a bug; a detection that fails on its rows is reported by [`Engine::take_problems`] instead.
+    pub fn push(&mut self, table: &'static Table, batch: &RecordBatch) -> Result<()> {
+        if batch.num_rows() == 0 || !self.passes.iter().any(|pass| std::ptr::eq(pass.table, table)) {
+            return Ok(());
+        }
+        self.take_in(table, batch, true)
+    }
+
+    fn take_in(&mut self, table: &'static Table, batch: &RecordBatch, one_row: bool) -> Result<()> {
+        let Some(pass) = self.passes.iter().find(|pass| std::ptr::eq(pass.table, table)) else { return Ok(()) };
+        let mut masks = pass.filter.over(batch);
+        let late = batch.column(system::LATE).as_boolean();
+        let on_time = match late.has_true() {
+            true => Some(not(&without_nulls(late))?),
+            false => None,
+        };
+        let timely = |mask: Option<BooleanArray>| -> Result<Option<BooleanArray>> {
+            Ok(match (mask, &on_time) {
+                (Some(mask), Some(on_time)) => Some(and(&mask, on_time)?),
+                (mask, on_time) => mask.or_else(|| on_time.clone()),
+            })
+        };
+        let mut keys_of: HashMap<usize, Vec<Key>> = HashMap::new();
+        for entry in self.stores.iter_mut().filter(|entry| std::ptr::eq(entry.store.table(), table)) {
+            let mask = timely(masks.rows_of(entry.scan)?)?;
+            if mask.as_ref().is_some_and(|mask| !mask.has_true()) {
+                continue;
+            }
+            let column = entry.store.key_column();
+            let keys = keys_of.entry(column).or_insert_with(|| self.hasher.column(batch.column(column)));
+            let mask = match (entry.probed, mask) {
+                (false, Some(mask)) => mask,
+                (false, None) => BooleanArray::from(vec![true; batch.num_rows()]),
+                (true, mask) => {
+                    let loaded = &self.live[entry.users[0]].loaded;
+                    if loaded.is_empty() {
+                        continue;
+                    }
+                    (0..batch.num_rows()).map(|row| Some(mask.as_ref().is_none_or(|m| m.value(row)) && loaded.contains(&keys[row]))).collect()
+                }
+            };
+            let touched = entry.store.insert(batch, &mask, keys, &self.hasher)?;
+            for user in &entry.users {
+                self.live[*user].dirty.extend(touched.iter().copied());
+            }
+        }
+        if std::ptr::eq(self.links.table, table) {
+            let mask = timely(masks.rows_of(self.links.scan)?)?;
+            if let Some(rows) = chosen_rows(batch, &self.links.projection, mask.as_ref())? {
+                self.links.fresh.push(rows);
+            }
+        }
+        if !one_row {
+            return Ok(());
+        }
+        let Self { live, runtime, ready, problems, .. } = self;
+        for detection in live.iter_mut().filter(|live| live.suspended.is_none()) {
+            let ([Feed::Batch(scan)], [info]) = (&detection.feeds[..], &detection.analysis.scans[..]) else { continue };
+            if info.table != table.name {
+                continue;
+            }
+            let mask = masks.rows_of(*scan)?;
+            if let Some(rows) = chosen_rows(batch, &info.projection, mask.as_ref())? {
+                detection.plan.slots[0].set(Some(rows));
+                detection.run(runtime, ready, problems);
+            }
+        }
+        Ok(())
+    }
+
+    /// Evaluates what changed since the last call and gives all findings, those of [`Engine::push`] included.
+    ///
+    /// # Errors
+    /// The history cannot be read.
+    pub fn tick(&mut self, history: &dyn History) -> Result<Vec<Finding>> {
+        self.resolve_links()?;
+        for number in 0..self.live.len() {
+            if !self.live[number].dirty.is_empty() && self.live[number].suspended.is_none() {
+                self.evaluate(number, history)?;
+            }
+        }
+        self.keep_budget();
+        Ok(std::mem::take(&mut self.ready))
+    }
+
+    /// Fetches what stores and lineage would hold had the engine run all along, and marks it all for evaluation.
+    ///
+    /// # Errors
+    /// The history cannot be read.
+    pub fn restore(&mut self, history: &dyn History, progress: Micros) -> Result<()> {
+        let links = history.rows(&LookBack { table: self.links.table, keys: None, filters: &self.links.filters.clone(), since: Micros::MIN })?;
+        for batch in links {
+            let pass = pass_of(&mut self.passes, self.links.table)?;
+            let mask = pass.filter.over(&batch).rows_of(self.links.scan)?;
+            let late = without_nulls(batch.column(system::LATE).as_boolean());
+            let mask = mask.map_or_else(|| not(&late), |mask| and(&mask, &not(&late)?))?;
+            if let Some(rows) = chosen_rows(&batch, &self.links.projection, Some(&mask))? {
+                self.links.fresh.push(rows);
+            }
+        }
+        for number in 0..self.stores.len() {
+            let entry = &self.stores[number];
+            if entry.probed {
+                continue;
+            }
+            let since = entry.horizon(progress, false);
+            let batches = history.rows(&LookBack { table: entry.store.table(), keys: None, filters: &entry.filters.clone(), since })?;
+            for batch in batches {
+                self.fill(number, &batch, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn fill(&mut self, number: usize, batch: &RecordBatch, only: Option<&HashSet<Key>>) -> Result<()> {
+        let entry = &mut self.stores[number];
+        let pass = pass_of(&mut self.passes, entry.store.table())?;
+        let mask = pass.filter.over(batch).rows_of(entry.scan)?;
+        let keys = self.hasher.column(batch.column(entry.store.key_column()));
+        let late = batch.column(system::LATE).as_boolean();
+        let mask: BooleanArray = (0..batch.num_rows())
+            .map(|row| {
+                let wanted = only.is_none_or(|only| only.contains(&keys[row]));
+                Some(wanted && !late.value(row) && mask.as_ref().is_none_or(|mask| mask.value(row)))
+            })
+            .collect();
+        let touched = entry.store.insert(batch, &mask, &keys, &self.hasher)?;
+        for user in &entry.users {
+            self.live[*user].dirty.extend(touched.iter().copied());
+        }
+        Ok(())
+    }
+
+    /// Lets go of rows that nothing on time can join any more. `progress` is how far append time has come on all partitions.
+    pub fn advance(&mut self, progress: Micros, history: &dyn History) {
+        for entry in &mut self.stores {
+            let horizon = entry.horizon(progress, history.is_kept());
+            if entry.store.evict_before(horizon) && entry.probed {
+                // What was fetched for these keys is no longer whole: the next question about them asks the archive again.
+                for user in &entry.users {
+                    self.live[*user].stale = true;
+                }
+            }
+        }
+    }
+
+    fn resolve_links(&mut self) -> Result<()> {
+        if self.links.fresh.is_empty() {
+            return Ok(());
+        }
+        let rows = arrow::compute::concat_batches(self.links.plan.slots[0].schema(), &self.links.fresh)?;
+        self.links.fresh.clear();
+        self.links.plan.slots[0].set(Some(rows));
+        let mut changed = HashSet::new();
+        for batch in self.runtime.block_on(self.links.plan.run())? {
+            changed.extend(self.lineage.absorb(&batch, &self.hasher)?);
+        }
+        for live in self.live.iter_mut().filter(|live| live.uses_lineage()) {
+            live.dirty.extend(&changed);
+            live.whole.extend(&changed);
+        }
+        Ok(())
+    }
+
+    fn evaluate(&mut self, number: usize, history: &dyn History) -> Result<()> {
+        let dirty = std::mem::take(&mut self.live[number].dirty);
+        let whole = std::mem::take(&mut self.live[number].whole);
+        let families = self.families(number, &dirty);
+        self.load(number, &families, history)?;
+        let live = &self.live[number];
+        let mut keys: HashSet<Key> = HashSet::new();
+        for family in &families {
+            if live.analysis.needs.met(&|scan| self.has_rows(live.feeds[scan], family, false)) {
+                keys.extend(family);
+            }
+        }
+        if !keys.is_empty() {
+            let fresh_only = live.analysis.class == Class::C1 && live.feeds.len() > 1 && !keys.iter().any(|key| whole.contains(key));
+            let starts: Vec<Vec<u64>> = match fresh_only {
+                // Semi-naive: one run per scan with new rows, against all rows of the others.
+                true => (0..live.feeds.len())
+                    .filter(|scan| matches!(live.feeds[*scan], Feed::Store { store, .. } if self.stores[store].store.next() > live.seen_to[*scan]))
+                    .map(|scan| (0..live.feeds.len()).map(|other| if other == scan { live.seen_to[scan] } else { 0 }).collect())
+                    .collect(),
+                false => vec![vec![0; live.feeds.len()]],
+            };
+            for from in starts {
+                self.run(number, &keys, &from)?;
+            }
+        }
+        let live = &mut self.live[number];
+        for (scan, feed) in live.feeds.iter().enumerate() {
+            if let Feed::Store { store, .. } = feed {
+                live.seen_to[scan] = self.stores[*store].store.next();
+            }
+        }
+        // Loading past rows marked their keys dirty; they have just been evaluated.
+        live.dirty.clear();
+        Ok(())
+    }
+
+    /// The key groups that must be evaluated together.
+    fn families(&self, number: usize, dirty: &HashSet<Key>) -> Vec<HashSet<Key>> {
+        if !self.live[number].uses_lineage() {
+            return dirty.iter().map(|key| HashSet::from_iter([*key])).collect();
+        }
+        let mut done: HashSet<Key> = HashSet::new();
+        let mut families = Vec::new();
+        for key in dirty {
+            if !done.contains(key) {
+                let family: HashSet<Key> = self.lineage.family(*key).into_iter().collect();
+                done.extend(&family);
+                families.push(family);
+            }
+        }
+        families
+    }
+
+    fn has_rows(&self, feed: Feed, family: &HashSet<Key>, believe_probed: bool) -> bool {
+        match feed {
+            Feed::Lineage => true,
+            Feed::Store { probed: true, .. } if believe_probed => true,
+            Feed::Store { store, .. } => self.stores[store].store.has(family),
+            Feed::Batch(_) => false,
+        }
+    }
+
+    /// Fetches the past of families that have just become interesting into the probed stores.
+    fn load(&mut self, number: usize, families: &[HashSet<Key>], history: &dyn History) -> Result<()> {
+        let live = &self.live[number];
+        if !live.feeds.iter().any(|feed| matches!(feed, Feed::Store { probed: true, .. })) {
+            return Ok(());
+        }
+        let mut wanted: HashSet<Key> = HashSet::new();
+        for family in families {
+            if live.analysis.needs.met(&|scan| self.has_rows(live.feeds[scan], family, true)) {
+                // A new row of an anchor may reach further back than what is still in memory.
+                let again = live.stale && self.has_fresh_anchor(live, family);
+                wanted.extend(family.iter().filter(|key| **key != NULL_KEY && (again || !live.loaded.contains(*key))));
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut names = self.lineage.names(&wanted);
+        for (scan, feed) in live.feeds.iter().enumerate() {
+            if let (Feed::Store { store, probed: false }, Some(key)) = (feed, &live.analysis.scans[scan].key)
+                && let Some(rows) = self.stores[*store].store.gather(&wanted, 0)?
+                && let Some(column) = rows.column_by_name(key)
+            {
+                names.extend(texts_of(column, &wanted, &self.hasher)?);
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        let probed: Vec<(usize, &'static str)> = live
+            .feeds
+            .iter()
+            .zip(&live.analysis.scans)
+            .filter_map(|(feed, scan)| match feed {
+                Feed::Store { store, probed: true } => Some((*store, key_name(self.stores[*store].store.table(), scan.key.as_deref())?)),
+                _ => None,
+            })
+            .collect();
+        self.live[number].loaded.extend(&wanted);
+        for (store, key) in probed {
+            let entry = &self.stores[store];
+            let ask = LookBack { table: entry.store.table(), keys: Some((key, &names)), filters: &entry.filters.clone(), since: Micros::MIN };
+            for batch in history.rows(&ask)? {
+                self.fill(store, &batch, Some(&wanted))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn has_fresh_anchor(&self, live: &Live, family: &HashSet<Key>) -> bool {
+        live.feeds.iter().zip(&live.seen_to).any(|(feed, seen_to)| match feed {
+            Feed::Store { store, probed: false } => self.stores[*store].store.gather(family, *seen_to).is_ok_and(|rows| rows.is_some()),
+            _ => false,
+        })
+    }
+
+    fn run(&mut self, number: usize, keys: &HashSet<Key>, from: &[u64]) -> Result<()> {
+        let Self { live, stores, lineage, runtime, ready, problems, .. } = self;
+        let live = &mut live[number];
+        for (scan, feed) in live.feeds.iter().enumerate() {
+            let rows = match feed {
+                Feed::Lineage => Some(lineage.rows(Some(keys))?.project(&live.analysis.scans[scan].projection)?),
+                Feed::Store { store, .. } => stores[*store].store.gather(keys, from[scan])?,
+                Feed::Batch(_) => None,
+            };
+            live.plan.slots[scan].set(rows);
+        }
+        live.run(runtime, ready, problems);
+        Ok(())
+    }
+
+    /// Over budget, the detection that keeps most is switched off, loudly. Nothing is evicted from under a live window.
+    fn keep_budget(&mut self) {
+        while self.residue_bytes() > self.residue_budget {
+            let Some(largest) = (0..self.stores.len()).filter(|s| self.stores[*s].store.rows() > 0).max_by_key(|s| self.stores[*s].store.bytes()) else {
+                return;
+            };
+            let entry = &mut self.stores[largest];
+            let message = format!(
+                "keeps {} rows ({} MiB) of {}: over the residue budget of {} MiB. It is switched off live; `keyfuse backtest` still gives its alerts. Narrow its predicates or raise [limits] residue_budget",
+                entry.store.rows(),
+                entry.store.bytes() >> 20,
+                entry.store.table().name,
+                self.residue_budget >> 20
+            );
+            let schema = Arc::clone(entry.store.schema());
+            entry.store = Store::new(entry.store.table(), &entry.store.projection().to_vec(), entry.store.key_column(), schema);
+            for user in entry.users.clone() {
+                let live = &mut self.live[user];
+                live.suspended = Some(message.clone());
+                self.problems.push((live.detection.name.clone(), message.clone()));
+            }
+            let users = std::mem::take(&mut self.stores[largest].users);
+            // A store without active users takes no more rows.
+            self.stores[largest].users = users.into_iter().filter(|user| self.live[*user].suspended.is_none()).collect();
+        }
+    }
+
+    /// Memory of all kept rows, roughly (bytes).
+    pub fn residue_bytes(&self) -> usize {
+        self.stores.iter().map(|entry| entry.store.bytes()).sum()
+    }
+
+    /// Rows kept.
+    pub fn residue_rows(&self) -> usize {
+        self.stores.iter().map(|entry| entry.store.rows()).sum()
+    }
+
+    /// Distinct predicates and scans in the shared filter passes.
+    pub fn filter_size(&self) -> (usize, usize) {
+        self.passes.iter().map(|pass| pass.filter.size()).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+    }
+
+    /// What went wrong since the last call: detection and message.
+    pub fn take_problems(&mut self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.problems)
+    }
+
+    /// One line per detection.
+    pub fn report(&self) -> Vec<EngineReport> {
+        self.live
+            .iter()
+            .map(|live| EngineReport {
+                detection: live.detection.name.clone(),
+                class: live.analysis.class,
+                runs: live.runs,
+                findings: live.findings,
+                busy_seconds: live.busy.as_secs_f64(),
+                suspended: live.suspended.clone(),
+            })
+            .collect()
+    }
+
+    /// The detections and what was inferred of them.
+    pub fn detections(&self) -> impl Iterator<Item = (&Arc<Detection>, &Analysis)> {
+        self.live.iter().map(|live| (&live.detection, &live.analysis))
+    }
+}
+
+impl Live {
+    fn uses_lineage(&self) -> bool {
+        self.feeds.iter().any(|feed| matches!(feed, Feed::Lineage))
+    }
+
+    fn run(&mut self, runtime: &tokio::runtime::Runtime, ready: &mut Vec<Finding>, problems: &mut Vec<(String, String)>) {
+        let started = std::time::Instant::now();
+        self.runs += 1;
+        let found = runtime.block_on(self.plan.run()).map_err(|error| error.strip_backtrace()).and_then(|batches| {
+            let findings = batches.iter().map(|batch| findings_of(&self.detection, &self.analysis.columns, batch)).collect::<Result<Vec<_>, _>>();
+            findings.map_err(|error| error.to_string())
+        });
+        match found {
+            Ok(found) => {
+                let before = ready.len();
+                ready.extend(found.into_iter().flatten());
+                self.findings += (ready.len() - before) as u64;
+            }
+            Err(error) => problems.push((self.detection.name.clone(), error)),
+        }
+        self.busy += started.elapsed();
+    }
+}
+
+impl StoreEntry {
+    /// Rows before this are of no more use.
+    fn horizon(&self, progress: Micros, history_is_kept: bool) -> Micros {
+        let needed = self.retention.iter().map(|r| progress.saturating_sub(r.table.max_delay).saturating_sub(r.reach)).min().unwrap_or(progress);
+        if self.probed && history_is_kept { needed.max(progress.saturating_sub(PROBED_STAY)) } else { needed }
+    }
+}
+
+impl Links {
+    async fn new(ctx: &SessionContext, passes: &mut [Pass]) -> Result<Self> {
+        let state = ctx.state();
+        let plan = state.create_logical_plan("SELECT child, parent, minted_at FROM lineage_links").await?;
+        let plan = state.optimize(&plan)?;
+        let mut scans = Vec::new();
+        collect_scans(&plan, &mut scans);
+        let [(table, projection, filters)] = &scans[..] else { return Err(Error::bug("lineage_links must read one table")) };
+        let table = by_name(table).ok_or_else(|| Error::bug("lineage_links reads an unknown table"))?;
+        let scan = pass_of(passes, table)?.filter.add(filters, &state)?;
+        Ok(Self { plan: keep(ctx, plan.clone()).await?, scan, filters: filters.clone(), projection: projection.clone(), table, fresh: Vec::new() })
+    }
+}
+
+type ScanParts = (String, Vec<usize>, Vec<Expr>);
+
+fn collect_scans(plan: &datafusion::logical_expr::LogicalPlan, into: &mut Vec<ScanParts>) {
+    if let datafusion::logical_expr::LogicalPlan::TableScan(scan) = plan {
+        let projection = scan.projection.clone().unwrap_or_else(|| (0..scan.source.schema().fields().len()).collect());
+        into.push((scan.table_name.table().to_owned(), projection, scan.filters.clone()));
+    }
+    plan.inputs().into_iter().for_each(|input| collect_scans(input, into));
+}
+
+fn pass_of<'p>(passes: &'p mut [Pass], table: &'static Table) -> Result<&'p mut Pass> {
+    passes.iter_mut().find(|pass| std::ptr::eq(pass.table, table)).ok_or_else(|| Error::bug(format!("{} is no stream", table.name)))
+}
+
+fn key_name(table: &'static Table, name: Option<&str>) -> Option<&'static str> {
+    table.column(name?).map(|column| column.name)
+}
+
+fn without_nulls(bits: &BooleanArray) -> BooleanArray {
+    match bits.nulls() {
+        Some(nulls) => BooleanArray::new(bits.values() & nulls.inner(), None),
+        None => bits.clone(),
+    }
+}
+
+fn chosen_rows(batch: &RecordBatch, projection: &[usize], mask: Option<&BooleanArray>) -> Result<Option<RecordBatch>> {
+    match mask {
+        Some(mask) if !mask.has_true() => Ok(None),
+        Some(mask) => Ok(Some(filter_record_batch(&batch.project(projection)?, mask)?)),
+        None => Ok(Some(batch.project(projection)?)),
+    }
+}
+
+/// Scans that must have rows together with this one for a result to exist.
+fn partners(needs: &Needs, scan: usize) -> Vec<usize> {
+    fn all_in(needs: &Needs, into: &mut Vec<usize>) {
+        match needs {
+            Needs::Scan(scan) => into.push(*scan),
+            Needs::All(parts) | Needs::Any(parts) => parts.iter().for_each(|part| all_in(part, into)),
+        }
+    }
+    fn holds(needs: &Needs, scan: usize) -> bool {
+        let mut all = Vec::new();
+        all_in(needs, &mut all);
+        all.contains(&scan)
+    }
+    match needs {
+        Needs::Scan(_) => Vec::new(),
+        Needs::Any(parts) => parts.iter().find(|part| holds(part, scan)).map(|part| partners(part, scan)).unwrap_or_default(),
+        Needs::All(parts) => {
+            let mut found = Vec::new();
+            for part in parts {
+                if holds(part, scan) {
+                    found.extend(partners(part, scan));
+                } else {
+                    all_in(part, &mut found);
+                }
+            }
+            found
+        }
+    }
+}
+
+/// Which scans are probed: their rows are many, or would have to wait for months for a partner that reports late.
+fn probed_scans(analysis: &Analysis) -> Vec<bool> {
+    let slow = |scan: usize| by_name(&analysis.scans[scan].table).is_some_and(|table| table.max_delay > DAY);
+    let probed: Vec<bool> = (0..analysis.scans.len())
+        .map(|scan| {
+            let waits = !slow(scan) && partners(&analysis.needs, scan).into_iter().any(slow);
+            !analysis.scans[scan].is_lineage() && (analysis.scans[scan].is_broad() && !slow(scan) || waits)
+        })
+        .collect();
+    // Something else must be able to say which keys are of interest.
+    if analysis.class == Class::C0 || analysis.needs.met(&|scan| probed[scan] || analysis.scans[scan].is_lineage()) {
+        return vec![false; probed.len()];
+    }
+    probed
+}
+
+/// Until when rows of a scan can still meet a new row on time.
+fn retention_of(analysis: &Analysis, scan: usize) -> Vec<Retention> {
+    let own = &analysis.scans[scan];
+    let others = partners(&analysis.needs, scan);
+    std::iter::once(scan)
+        .chain(others)
+        .filter_map(|other| {
+            let other = &analysis.scans[other];
+            Some(Retention { reach: own.back + other.ahead, table: by_name(&other.table)? })
+        })
+        .collect()
+}

@@ -1,0 +1,124 @@
+//! Planning a detection once: SQL → optimised plan → analysis → kept physical plan with slots for leaves.
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use datafusion::catalog::default_table_source::provider_as_source;
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::execution::TaskContext;
+use datafusion::execution::context::SessionContext;
+use datafusion::logical_expr::{Expr, LogicalPlan};
+use datafusion::physical_plan::execution_plan::reset_plan_states;
+use datafusion::physical_plan::{ExecutionPlan, collect};
+
+use super::analyse::{self, Analysis};
+use super::catalog::{self, Slot, SlotTable};
+use super::file::Detection;
+use crate::error::{Error, Result};
+use crate::secret::Fingerprinter;
+
+/// The context in which detections are planned.
+///
+/// # Errors
+/// A view that does not plan: a bug.
+pub fn planner(fingerprinter: &Fingerprinter) -> Result<SessionContext> {
+    Ok(catalog::context(catalog::session_config(), fingerprinter, |_, schema| Arc::new(catalog::Declared(schema)))?)
+}
+
+/// A plan that is made once and run many times, each time over the rows put into its slots.
+pub struct KeptPlan {
+    plan: Arc<dyn ExecutionPlan>,
+    /// One slot per scan, in plan order.
+    pub slots: Vec<Slot>,
+    task: Arc<TaskContext>,
+}
+
+impl KeptPlan {
+    /// Runs the plan over the rows in its slots, and empties them.
+    ///
+    /// # Errors
+    /// What the query itself runs into, such as an overflow.
+    pub async fn run(&mut self) -> datafusion::common::Result<Vec<RecordBatch>> {
+        self.plan = reset_plan_states(Arc::clone(&self.plan))?;
+        let result = collect(Arc::clone(&self.plan), Arc::clone(&self.task)).await;
+        self.slots.iter().for_each(|slot| slot.set(None));
+        result
+    }
+}
+
+/// A detection with all that was inferred of it.
+pub struct Compiled {
+    pub detection: Arc<Detection>,
+    pub analysis: Analysis,
+    pub plan: KeptPlan,
+}
+
+/// Plans and analyses one detection.
+///
+/// # Errors
+/// Names the file and the line of the SQL, what cannot be decided safely, and how to write it.
+pub async fn compile(ctx: &SessionContext, detection: &Arc<Detection>) -> Result<Compiled> {
+    let place = || format!("{}:{}", detection.path.display(), detection.sql_line);
+    let refuse = |message: String| Error::user(format!("{}: {message}", place()));
+    let state = ctx.state();
+    let raw = state.create_logical_plan(&detection.sql).await.map_err(|error| refuse(error.strip_backtrace()))?;
+    if !matches!(
+        raw,
+        LogicalPlan::Projection(_)
+            | LogicalPlan::Distinct(_)
+            | LogicalPlan::Union(_)
+            | LogicalPlan::Filter(_)
+            | LogicalPlan::SubqueryAlias(_)
+            | LogicalPlan::Sort(_)
+            | LogicalPlan::Limit(_)
+    ) {
+        return Err(refuse("a detection is one SELECT".into()));
+    }
+    analyse::refuse_volatile(&raw).map_err(refuse)?;
+    let optimised = state.optimize(&raw).map_err(|error| refuse(error.strip_backtrace()))?;
+    if has_subquery(&optimised) {
+        return Err(refuse("a scalar subquery over a stream depends on all rows at once (class C4): write a join or EXISTS".into()));
+    }
+    let declared = analyse::Declared { alert_key: &detection.alert_key };
+    let analysis = analyse::analyse(&optimised, &declared).map_err(refuse)?;
+    let plan = keep(ctx, optimised).await.map_err(|error| refuse(error.strip_backtrace()))?;
+    if plan.slots.len() != analysis.scans.len() {
+        return Err(Error::bug(format!("{}: {} scans analysed, {} planned", place(), analysis.scans.len(), plan.slots.len())));
+    }
+    Ok(Compiled { detection: Arc::clone(detection), analysis, plan })
+}
+
+/// Makes the physical plan with a slot for every scan.
+///
+/// # Errors
+/// DataFusion's.
+pub async fn keep(ctx: &SessionContext, optimised: LogicalPlan) -> datafusion::common::Result<KeptPlan> {
+    let mut slots = Vec::new();
+    let with_slots = optimised
+        .transform_up(|node| {
+            let LogicalPlan::TableScan(mut scan) = node else { return Ok(Transformed::no(node)) };
+            let schema: SchemaRef = Arc::new(scan.projected_schema.as_arrow().clone());
+            let slot = Slot::new(schema);
+            slots.push(slot.clone());
+            scan.source = provider_as_source(Arc::new(SlotTable { full: scan.source.schema(), slot }));
+            Ok(Transformed::yes(LogicalPlan::TableScan(scan)))
+        })?
+        .data;
+    let state = ctx.state();
+    let plan = state.query_planner().create_physical_plan(&with_slots, &state).await?;
+    Ok(KeptPlan { plan, slots, task: ctx.task_ctx() })
+}
+
+fn has_subquery(plan: &LogicalPlan) -> bool {
+    let mut found = false;
+    let _ = plan.apply(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                found |= matches!(expr, Expr::ScalarSubquery(_) | Expr::Exists(_) | Expr::InSubquery(_));
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    });
+    found
+}

@@ -1,0 +1,277 @@
+//! What survives the filter pass and may still join or count: rows by key, bounded in time.
+
+use std::collections::VecDeque;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, StringViewArray};
+use arrow::compute::{concat_batches, filter_record_batch, interleave_record_batch};
+use arrow::datatypes::{DataType, Int32Type, Int64Type, SchemaRef, TimeUnit, TimestampMicrosecondType};
+use arrow::error::ArrowError;
+use arrow::record_batch::RecordBatch;
+use hashbrown::{DefaultHashBuilder, HashMap, HashSet};
+
+use crate::clock::Micros;
+use crate::table::{Table, cloudtrail as system};
+
+/// Hash of a key value. Two keys that collide are evaluated together, which costs time and changes no result.
+pub type Key = u64;
+
+/// The key of rows whose key column is null: `GROUP BY` and `PARTITION BY` make one group of them.
+pub const NULL_KEY: Key = 0;
+
+/// Hashes keys and event ids, the same way all over one engine.
+#[derive(Clone, Default)]
+pub struct KeyHasher {
+    keys: DefaultHashBuilder,
+    more: DefaultHashBuilder,
+}
+
+impl KeyHasher {
+    pub fn key(&self, value: &str) -> Key {
+        self.keys.hash_one(value).max(1)
+    }
+
+    /// 128 bits: event ids decide whether a row is a duplicate, so a collision would lose one.
+    fn id(&self, value: &str) -> u128 {
+        u128::from(self.keys.hash_one(value)) << 64 | u128::from(self.more.hash_one((value, 1u8)))
+    }
+
+    /// The keys of a column, row by row.
+    pub fn column(&self, column: &ArrayRef) -> Vec<Key> {
+        match column.data_type() {
+            DataType::Utf8View => column.as_string_view().iter().map(|v| v.map_or(NULL_KEY, |v| self.key(v))).collect(),
+            DataType::Utf8 => column.as_string::<i32>().iter().map(|v| v.map_or(NULL_KEY, |v| self.key(v))).collect(),
+            DataType::Dictionary(..) => {
+                let words = column.as_dictionary::<Int32Type>();
+                let values = self.column(words.values());
+                words.keys().iter().map(|key| key.map_or(NULL_KEY, |key| values[key as usize])).collect()
+            }
+            DataType::Int64 => column.as_primitive::<Int64Type>().iter().map(|v| v.map_or(NULL_KEY, |v| self.keys.hash_one(v).max(1))).collect(),
+            DataType::Timestamp(TimeUnit::Microsecond, _) => {
+                column.as_primitive::<TimestampMicrosecondType>().iter().map(|v| v.map_or(NULL_KEY, |v| self.keys.hash_one(v).max(1))).collect()
+            }
+            DataType::Boolean => column.as_boolean().iter().map(|v| v.map_or(NULL_KEY, |v| self.keys.hash_one(v).max(1))).collect(),
+            // No table has other types; one group is always right, if slow.
+            _ => vec![NULL_KEY; column.len()],
+        }
+    }
+}
+
+struct Chunk {
+    /// Number of the first row; the others follow on.
+    first: u64,
+    rows: RecordBatch,
+    ids: Vec<u128>,
+    latest: Micros,
+}
+
+/// The kept rows of one scan. Each event is in it once, however often it was delivered.
+pub struct Store {
+    table: &'static Table,
+    projection: Vec<usize>,
+    key_column: usize,
+    schema: SchemaRef,
+    chunks: VecDeque<Chunk>,
+    by_key: HashMap<Key, Vec<u64>>,
+    seen: HashSet<u128>,
+    next: u64,
+    bytes: usize,
+}
+
+/// Small chunks are merged once there are this many of them.
+const CHUNKS: usize = 64;
+
+impl Store {
+    pub fn new(table: &'static Table, projection: &[usize], key_column: usize, schema: SchemaRef) -> Self {
+        Self {
+            table,
+            projection: projection.to_vec(),
+            key_column,
+            schema,
+            chunks: VecDeque::new(),
+            by_key: HashMap::new(),
+            seen: HashSet::new(),
+            next: 0,
+            bytes: 0,
+        }
+    }
+
+    pub fn table(&self) -> &'static Table {
+        self.table
+    }
+
+    pub fn key_column(&self) -> usize {
+        self.key_column
+    }
+
+    pub fn projection(&self) -> &[usize] {
+        &self.projection
+    }
+
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    pub fn rows(&self) -> usize {
+        self.seen.len()
+    }
+
+    /// Memory held, roughly (bytes).
+    pub fn bytes(&self) -> usize {
+        self.bytes + self.seen.len() * 48
+    }
+
+    /// The number that the next row will get: rows from here on are new to whoever remembers it.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    pub fn has(&self, keys: &HashSet<Key>) -> bool {
+        keys.iter().any(|key| self.by_key.contains_key(key))
+    }
+
+    /// Keeps the chosen rows of a batch of the table; gives the keys that got one.
+    ///
+    /// # Errors
+    /// Arrow's, never in practice.
+    pub fn insert(&mut self, batch: &RecordBatch, chosen: &BooleanArray, keys: &[Key], hasher: &KeyHasher) -> Result<Vec<Key>, ArrowError> {
+        let ids = batch.column(system::EVENT_ID).as_string_view();
+        let mut fresh = Vec::with_capacity(chosen.true_count());
+        let mut keep = arrow::array::BooleanBufferBuilder::new(batch.num_rows());
+        for row in 0..batch.num_rows() {
+            let new = chosen.value(row) && {
+                let id = hasher.id(ids.value(row));
+                let new = self.seen.insert(id);
+                if new {
+                    fresh.push((row, id));
+                }
+                new
+            };
+            keep.append(new);
+        }
+        if fresh.is_empty() {
+            return Ok(Vec::new());
+        }
+        let times = batch.column(system::EVENT_TIME).as_primitive::<TimestampMicrosecondType>();
+        let rows = filter_record_batch(&batch.project(&self.projection)?, &BooleanArray::new(keep.finish(), None))?;
+        let rows = compacted(rows)?;
+        let touched: Vec<Key> = fresh.iter().map(|(row, _)| keys[*row]).collect();
+        for (offset, key) in touched.iter().enumerate() {
+            self.by_key.entry(*key).or_default().push(self.next + offset as u64);
+        }
+        self.bytes += rows.get_array_memory_size();
+        let latest = fresh.iter().map(|(row, _)| times.value(*row)).max().unwrap_or(0);
+        self.chunks.push_back(Chunk { first: self.next, rows, ids: fresh.into_iter().map(|(_, id)| id).collect(), latest });
+        self.next += touched.len() as u64;
+        if self.chunks.len() > CHUNKS {
+            self.merge_chunks()?;
+        }
+        Ok(touched)
+    }
+
+    /// The rows of these keys with a number of at least `from`, as one batch.
+    ///
+    /// # Errors
+    /// Arrow's, never in practice.
+    pub fn gather(&self, keys: &HashSet<Key>, from: u64) -> Result<Option<RecordBatch>, ArrowError> {
+        let mut wanted: Vec<u64> = keys.iter().filter_map(|key| self.by_key.get(key)).flatten().copied().filter(|id| *id >= from).collect();
+        wanted.sort_unstable();
+        let mut places = Vec::with_capacity(wanted.len());
+        for id in wanted {
+            let chunk = self.chunks.partition_point(|chunk| chunk.first <= id).wrapping_sub(1);
+            if let Some(found) = self.chunks.get(chunk)
+                && (id - found.first) < found.rows.num_rows() as u64
+            {
+                places.push((chunk, (id - found.first) as usize));
+            }
+        }
+        if places.is_empty() {
+            return Ok(None);
+        }
+        if self.schema.fields().is_empty() {
+            let options = arrow::record_batch::RecordBatchOptions::new().with_row_count(Some(places.len()));
+            return RecordBatch::try_new_with_options(Arc::clone(&self.schema), Vec::new(), &options).map(Some);
+        }
+        let batches: Vec<&RecordBatch> = self.chunks.iter().map(|chunk| &chunk.rows).collect();
+        interleave_record_batch(&batches, &places).map(Some)
+    }
+
+    /// Drops chunks that lie wholly before the horizon; true if any went.
+    pub fn evict_before(&mut self, horizon: Micros) -> bool {
+        let before = self.chunks.len();
+        let mut gone: Vec<std::ops::Range<u64>> = Vec::new();
+        self.chunks.retain(|chunk| {
+            let keep = chunk.latest >= horizon;
+            if !keep {
+                gone.push(chunk.first..chunk.first + chunk.ids.len() as u64);
+                for id in &chunk.ids {
+                    self.seen.remove(id);
+                }
+                self.bytes = self.bytes.saturating_sub(chunk.rows.get_array_memory_size());
+            }
+            keep
+        });
+        if gone.is_empty() {
+            return false;
+        }
+        let is_gone = |id: &u64| gone[..gone.partition_point(|range| range.start <= *id)].last().is_some_and(|range| range.contains(id));
+        self.by_key.retain(|_, ids| {
+            ids.retain(|id| !is_gone(id));
+            !ids.is_empty()
+        });
+        before != self.chunks.len()
+    }
+
+    /// Merges runs of neighbouring small chunks, so that gathering does not touch hundreds of batches.
+    fn merge_chunks(&mut self) -> Result<(), ArrowError> {
+        let mut merged: VecDeque<Chunk> = VecDeque::new();
+        for chunk in self.chunks.drain(..) {
+            match merged.back_mut() {
+                Some(last) if last.first + last.ids.len() as u64 == chunk.first && last.ids.len() < 16 * 1024 => {
+                    last.rows = compacted(concat_batches(&self.schema, [&last.rows, &chunk.rows])?)?;
+                    last.ids.extend(chunk.ids);
+                    last.latest = last.latest.max(chunk.latest);
+                }
+                _ => merged.push_back(chunk),
+            }
+        }
+        self.bytes = merged.iter().map(|chunk| chunk.rows.get_array_memory_size()).sum();
+        self.chunks = merged;
+        Ok(())
+    }
+}
+
+/// Frees the rows from the buffers of the batch that they came in: a kept row must not keep its neighbours' text alive.
+fn compacted(rows: RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let columns = rows
+        .columns()
+        .iter()
+        .map(|column| -> Result<ArrayRef, ArrowError> {
+            Ok(match column.data_type() {
+                DataType::Utf8View => Arc::new(column.as_string_view().gc()) as ArrayRef,
+                DataType::Dictionary(..) => {
+                    let words = column.as_dictionary::<Int32Type>();
+                    if words.values().len() > words.len() {
+                        arrow::compute::cast(&arrow::compute::cast(column, &DataType::Utf8)?, column.data_type())?
+                    } else {
+                        Arc::clone(column)
+                    }
+                }
+                _ => Arc::clone(column),
+            })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let options = arrow::record_batch::RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
+    RecordBatch::try_new_with_options(rows.schema(), columns, &options)
+}
+
+/// The distinct texts of a column whose keys are among `keys`.
+pub fn texts_of(column: &ArrayRef, keys: &HashSet<Key>, hasher: &KeyHasher) -> Result<Vec<String>, ArrowError> {
+    let column = arrow::compute::cast(column, &DataType::Utf8View)?;
+    let texts: &StringViewArray = column.as_string_view();
+    let mut found: Vec<String> = texts.iter().flatten().filter(|text| keys.contains(&hasher.key(text))).map(str::to_owned).collect();
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}

@@ -1,0 +1,149 @@
+//! Runs the tests inside detection files through the real engine.
+//!
+//! Rows are given in arrival order as JSON objects of our tables' columns; absent columns are null. Times may be written
+//! relative to the test's own zero, `2026-01-01T00:00:00Z`: `"at": "9m"` is when the event happened, `"arrives": "20m"`
+//! when it was appended (default: when it happened).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::record_batch::RecordBatch;
+use serde_json::Value;
+
+use super::engine::Engine;
+use super::file::{Detection, Test, parse_length};
+use super::finding::Finding;
+use super::history::Memory;
+use crate::alert::{Alert, AllowList, alerts_of};
+use crate::clock::Micros;
+use crate::decode::parse_time;
+use crate::error::{Error, Result};
+use crate::secret::Fingerprinter;
+use crate::table::{Kind, Place, Rows, Table, by_name};
+
+/// The zero of relative times: 2026-01-01T00:00:00Z.
+pub const ZERO: Micros = 1_767_225_600_000_000;
+
+/// The outcome of one test.
+#[derive(Debug)]
+pub struct Outcome {
+    pub detection: String,
+    pub title: String,
+    /// What went wrong, if anything.
+    pub failure: Option<String>,
+    pub seconds: f64,
+}
+
+/// Runs all tests of a detection.
+///
+/// # Errors
+/// A detection that does not compile.
+pub fn run(detection: &Detection) -> Result<Vec<Outcome>, Vec<Error>> {
+    let fires = detection.tests.iter().any(|test| !test.expect.is_empty());
+    let silent = detection.tests.iter().any(|test| test.expect.is_empty());
+    let mut outcomes = Vec::new();
+    for test in &detection.tests {
+        let started = std::time::Instant::now();
+        let mut engine = Engine::new(std::slice::from_ref(detection), &Fingerprinter::public())?;
+        let failure = check(&mut engine, detection, test).err();
+        outcomes.push(Outcome { detection: detection.name.clone(), title: test.title.clone(), failure, seconds: started.elapsed().as_secs_f64() });
+    }
+    for (present, what) in [(fires, "at least one test that fires"), (silent, "at least one test that stays silent")] {
+        if !present {
+            outcomes.push(Outcome { detection: detection.name.clone(), title: what.into(), failure: Some("there is none".into()), seconds: 0.0 });
+        }
+    }
+    Ok(outcomes)
+}
+
+fn check(engine: &mut Engine, detection: &Detection, test: &Test) -> Result<(), String> {
+    let mut findings: Vec<Finding> = Vec::new();
+    let past = Memory::default();
+    let mut number = 0;
+    for (table, rows) in &test.rows {
+        let table = by_name(table).filter(|table| table.is_stream()).ok_or_else(|| format!("line {}: no stream named {table}", test.line))?;
+        for (line, row) in rows {
+            number += 1;
+            let batch = batch_of(table, row, number).map_err(|message| format!("line {line}: {message}"))?;
+            past.add(table, &batch);
+            engine.push(table, &batch).map_err(|error| error.to_string())?;
+            findings.extend(engine.tick(&past).map_err(|error| error.to_string())?);
+            if let Some((_, problem)) = engine.take_problems().into_iter().next() {
+                return Err(format!("line {line}: {problem}"));
+            }
+        }
+    }
+    let book = alerts_of(&findings, AllowList::default());
+    let alerts = book.all();
+    let shown = |alerts: &[&Alert]| alerts.iter().map(|alert| flat(alert).to_string()).collect::<Vec<_>>().join("\n  ");
+    if alerts.len() != test.expect.len() {
+        return Err(format!("{} alerts expected, {} raised:\n  {}", test.expect.len(), alerts.len(), shown(&alerts)));
+    }
+    for ((line, expected), alert) in test.expect.iter().zip(&alerts) {
+        let got = flat(alert);
+        for (name, value) in expected.as_object().into_iter().flatten() {
+            let wanted = relative_time(name, value).unwrap_or_else(|| value.clone());
+            match got.get(name) {
+                Some(found) if *found == wanted => {}
+                Some(found) => return Err(format!("line {line}: `{name}` is {found}, expected {wanted}")),
+                None => return Err(format!("line {line}: alerts of {} have no `{name}`; they have {got}", detection.name)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Alert key, payload and the alert's own fields in one object, as `expect` blocks name them.
+fn flat(alert: &Alert) -> Value {
+    let mut all: HashMap<String, Value> = alert.payload.clone().into_iter().chain(alert.alert_key.clone()).collect();
+    all.insert("level".into(), alert.level.clone().into());
+    all.insert("findings".into(), alert.findings().into());
+    all.insert("first_time".into(), crate::clock::rfc3339(alert.first_time).into());
+    serde_json::json!(all.into_iter().collect::<std::collections::BTreeMap<_, _>>())
+}
+
+fn relative_time(name: &str, value: &Value) -> Option<Value> {
+    let is_time = name.ends_with("_time") || name.ends_with("_at") || name == "since";
+    let length = parse_offset(value.as_str().filter(|_| is_time)?)?;
+    Some(crate::clock::rfc3339(ZERO + length).into())
+}
+
+fn parse_offset(text: &str) -> Option<Micros> {
+    match text.strip_prefix('-') {
+        Some(rest) => parse_length(rest).map(|length| -length),
+        None => parse_length(text),
+    }
+}
+
+fn moment(value: &Value) -> Option<Micros> {
+    let text = value.as_str()?;
+    parse_offset(text).map(|length| ZERO + length).or_else(|| parse_time(text))
+}
+
+/// One test row as a batch.
+fn batch_of(table: &'static Table, row: &Value, number: i64) -> Result<RecordBatch, String> {
+    let Some(row) = row.as_object() else { return Err("each line must be a JSON object".into()) };
+    let event = row.get("at").or_else(|| row.get("event_time")).and_then(moment).ok_or("`at` must say when, such as \"9m\" or a timestamp")?;
+    let append = row.get("arrives").or_else(|| row.get("append_time")).map_or(Some(event), moment).ok_or("`arrives` is not a time")?;
+    let id = row.get("event_id").and_then(Value::as_str).map_or_else(|| format!("row-{number}"), str::to_owned);
+    let place = Place { topic: Arc::from("test"), partition: 0, offset: number, record: 0 };
+    let mut rows = Rows::new(table);
+    rows.stamp(&place, Some(event), Some(append), &id, &mut String::new());
+    for (name, value) in row {
+        if matches!(name.as_str(), "at" | "arrives" | "event_time" | "append_time" | "event_id") || value.is_null() {
+            continue;
+        }
+        let Some(index) = table.columns.iter().position(|column| column.name == name) else {
+            return Err(format!("{} has no column `{name}`", table.name));
+        };
+        let wrong = || format!("`{name}` cannot be {value}");
+        match table.columns[index].kind {
+            Kind::Text | Kind::Word => rows.text(index, Some(value.as_str().ok_or_else(wrong)?)),
+            Kind::Int => rows.int(index, Some(value.as_i64().ok_or_else(wrong)?)),
+            Kind::Bool => rows.bool(index, Some(value.as_bool().ok_or_else(wrong)?)),
+            Kind::Time => rows.time(index, Some(moment(value).ok_or_else(wrong)?)),
+        }
+    }
+    rows.end_row();
+    Ok(rows.finish())
+}

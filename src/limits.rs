@@ -1,0 +1,24 @@
+//! Every bound on what input may cost, in one place. A bound that is hit is counted, never silent.
+
+/// Largest message taken from a source, before decompression (bytes).
+pub const MESSAGE_BYTES: usize = 64 << 20;
+/// Largest size that one compressed message or file chunk may unfold to (bytes). A gzip bomb stops here.
+pub const UNPACKED_BYTES: usize = 512 << 20;
+/// Largest single record (bytes). CloudTrail's own cap is 256 kB.
+pub const RECORD_BYTES: usize = 1 << 20;
+/// Deepest nesting of one record. Real CloudTrail records reach 11.
+pub const NESTING: usize = 64;
+/// How much of a refused record is kept in `rejects.raw` (bytes).
+pub const REJECT_RAW_BYTES: usize = 4 << 10;
+/// Longest explanation in `rejects.detail` (characters).
+pub const REJECT_DETAIL_CHARS: usize = 200;
+/// Evidence ids kept per alert: the smallest ones, so that the choice does not depend on arrival order.
+pub const ALERT_EVIDENCE: usize = 10;
+/// Distinct findings counted per alert; the number shown at this bound means "at least".
+pub const ALERT_FINDINGS: usize = 1000;
+/// Longest SQL text taken at the query door (bytes).
+pub const SQL_BYTES: usize = 64 << 10;
+/// Most tokens of one query; a flat chain of some 8,000 ORs overflows the planner's stack.
+pub const SQL_TOKENS: usize = 4_000;
+/// Deepest bracket nesting of one query.
+pub const SQL_NESTING: usize = 48;

@@ -1,0 +1,3 @@
+//! All integration tests, one binary: each module tests one promise at the boundary where a user meets it.
+
+mod detections;
