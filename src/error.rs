@@ -9,6 +9,8 @@ pub enum Fault {
     User,
     /// A disk, a broker, a network: the same call may work later.
     Environment,
+    /// Someone else changed what this process thought it owned. Only starting again helps.
+    Conflict,
     /// keyfuse itself. Please report it.
     Bug,
 }
@@ -41,6 +43,10 @@ impl Error {
 
     pub fn environment(message: impl Into<String>) -> Self {
         Self { fault: Fault::Environment, message: message.into(), source: None }
+    }
+
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self { fault: Fault::Conflict, message: message.into(), source: None }
     }
 
     pub fn bug(message: impl Into<String>) -> Self {

@@ -4,12 +4,22 @@
 //! `ARCHITECTURE.md` tells the whole story.
 
 pub mod alert;
+pub mod archive;
 pub mod clock;
+pub mod config;
 pub mod credential;
 pub mod decode;
 pub mod detect;
 pub mod error;
 pub mod function;
+pub mod generate;
 pub mod limits;
+pub mod metrics;
+pub mod pipeline;
+pub mod query;
+pub mod replay;
 pub mod secret;
+pub mod shipped;
+pub mod sink;
+pub mod source;
 pub mod table;

@@ -151,6 +151,8 @@ pub struct Message<'a> {
     pub partition: i32,
     /// Kafka offset; `None` for files, where each record is placed by its line.
     pub offset: Option<i64>,
+    /// Line of the file on which the bytes start; 1 for Kafka messages.
+    pub line: i64,
     pub append_time: Option<Micros>,
 }
 
@@ -186,7 +188,7 @@ impl Decoder {
 
     /// Decodes one message: every record in it becomes rows or a reject.
     pub fn decode(&mut self, message: Message<'_>) {
-        let mut place = Place { topic: message.topic.clone(), partition: message.partition, offset: message.offset.unwrap_or(1), record: 0 };
+        let mut place = Place { topic: message.topic.clone(), partition: message.partition, offset: message.offset.unwrap_or(message.line), record: 0 };
         if message.bytes.is_empty() {
             return self.reject(b"", &place, message.append_time, &Refusal::new(Reason::Empty, "no value (a tombstone or an empty message)"));
         }
@@ -201,7 +203,7 @@ impl Decoder {
         if let Some(kind) = self.csv_of(&unpacked) {
             return self.csv(kind, &unpacked, &place, message.append_time);
         }
-        let (mut line, mut counted) = (1i64, 0usize);
+        let (mut line, mut counted) = (message.line, 0usize);
         let mut seen = false;
         let mut pieces = |piece: envelope::Piece<'_>| {
             seen = true;

@@ -240,10 +240,6 @@ impl Engine {
         if batch.num_rows() == 0 || !self.passes.iter().any(|pass| std::ptr::eq(pass.table, table)) {
             return Ok(());
         }
-        self.take_in(table, batch, true)
-    }
-
-    fn take_in(&mut self, table: &'static Table, batch: &RecordBatch, one_row: bool) -> Result<()> {
         let Some(pass) = self.passes.iter().find(|pass| std::ptr::eq(pass.table, table)) else { return Ok(()) };
         let mut masks = pass.filter.over(batch);
         let late = batch.column(system::LATE).as_boolean();
@@ -287,9 +283,6 @@ impl Engine {
                 self.links.fresh.push(rows);
             }
         }
-        if !one_row {
-            return Ok(());
-        }
         let Self { live, runtime, ready, problems, .. } = self;
         for detection in live.iter_mut().filter(|live| live.suspended.is_none()) {
             let ([Feed::Batch(scan)], [info]) = (&detection.feeds[..], &detection.analysis.scans[..]) else { continue };
@@ -320,11 +313,41 @@ impl Engine {
         Ok(std::mem::take(&mut self.ready))
     }
 
-    /// Fetches what stores and lineage would hold had the engine run all along, and marks it all for evaluation.
+    /// Decides everything about a past that is already written: the whole of a backtest is this and one [`Engine::tick`].
     ///
     /// # Errors
     /// The history cannot be read.
-    pub fn restore(&mut self, history: &dyn History, progress: Micros) -> Result<()> {
+    pub fn backtest(&mut self, history: &dyn History, since: Micros) -> Result<()> {
+        self.restore(history, since)?;
+        for number in 0..self.live.len() {
+            let ([Feed::Batch(_)], [scan]) = (&self.live[number].feeds[..], &self.live[number].analysis.scans[..]) else { continue };
+            let Some(table) = by_name(&scan.table) else { continue };
+            let filters = scan.filters.clone();
+            for batch in history.rows(&LookBack { table, keys: None, filters: &filters, since })? {
+                self.decide_rows(number, table, &batch)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn decide_rows(&mut self, number: usize, table: &'static Table, batch: &RecordBatch) -> Result<()> {
+        let Self { live, runtime, ready, problems, passes, .. } = self;
+        let live = &mut live[number];
+        let ([Feed::Batch(scan)], [info]) = (&live.feeds[..], &live.analysis.scans[..]) else { return Ok(()) };
+        let mask = pass_of(passes, table)?.filter.over(batch).rows_of(*scan)?;
+        if let Some(rows) = chosen_rows(batch, &info.projection, mask.as_ref())? {
+            live.plan.slots[0].set(Some(rows));
+            live.run(runtime, ready, problems);
+        }
+        Ok(())
+    }
+
+    /// Fetches what stores and lineage would hold had the engine run all along, and marks it all for evaluation.
+    /// `since` is the earliest `alert_time` of interest.
+    ///
+    /// # Errors
+    /// The history cannot be read.
+    pub fn restore(&mut self, history: &dyn History, since: Micros) -> Result<()> {
         let links = history.rows(&LookBack { table: self.links.table, keys: None, filters: &self.links.filters.clone(), since: Micros::MIN })?;
         for batch in links {
             let pass = pass_of(&mut self.passes, self.links.table)?;
@@ -340,7 +363,8 @@ impl Engine {
             if entry.probed {
                 continue;
             }
-            let since = entry.horizon(progress, false);
+            let reach = entry.retention.iter().map(|r| r.reach.saturating_add(r.table.max_delay)).max().unwrap_or(0);
+            let since = since.saturating_sub(reach);
             let batches = history.rows(&LookBack { table: entry.store.table(), keys: None, filters: &entry.filters.clone(), since })?;
             for batch in batches {
                 self.fill(number, &batch, None)?;

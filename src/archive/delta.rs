@@ -1,0 +1,187 @@
+//! Delta as the commit log: files and Kafka positions in one atomic log entry, and a fence against a second owner.
+//!
+//! <https://github.com/delta-io/delta/blob/master/PROTOCOL.md>. Only the commit protocol of delta-rs is used. It does not
+//! refuse a stale re-commit by itself, so positions go in as `txn` actions: a concurrent commit of the same partition then
+//! conflicts, and what this log believes the positions to be is compared before it commits.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
+use deltalake_core::kernel::{Action, Add, DataType, PrimitiveType, StructField, Transaction};
+use deltalake_core::operations::create::CreateBuilder;
+use deltalake_core::protocol::{DeltaOperation, SaveMode};
+use deltalake_core::table::state::DeltaTableState;
+use deltalake_core::{DeltaTable, DeltaTableBuilder, DeltaTableError};
+
+use super::{CommitLog, DataFile, Location, Partition, Positions};
+use crate::clock;
+use crate::error::{At, Error, Result};
+use crate::table::{Kind, Table};
+
+/// The Delta log of one table.
+pub struct DeltaLog {
+    name: &'static str,
+    delta: DeltaTable,
+    state: DeltaTableState,
+    local: Option<std::path::PathBuf>,
+    /// Positions of the partitions that this writer owns, as it last saw or set them.
+    known: Positions,
+}
+
+impl DeltaLog {
+    /// Opens the table, or creates it.
+    ///
+    /// # Errors
+    /// Storage that cannot be reached.
+    pub async fn open(location: &Location, table: &'static Table) -> Result<Self> {
+        let place = || format!("opening the archive table {} at {}", table.name, location.url);
+        let mut url = location.url.clone();
+        url.path_segments_mut().map_err(|()| Error::user(place()))?.pop_if_empty().push(table.name).push("");
+        let local = location.local.as_ref().map(|root| root.join(table.name));
+        if let Some(folder) = &local {
+            std::fs::create_dir_all(folder).at(place)?;
+        }
+        let builder = DeltaTableBuilder::from_url(url.clone()).user_at(place)?;
+        let builder = match local {
+            Some(_) => builder,
+            None => builder.with_storage_backend(Arc::clone(&location.store), url),
+        };
+        let mut delta = builder.build().at(place)?;
+        if !delta.verify_deltatable_existence().await.at(place)? {
+            let created = CreateBuilder::new()
+                .with_log_store(delta.log_store())
+                .with_table_name(table.name)
+                .with_comment(table.doc)
+                .with_columns(fields(table))
+                .with_partition_columns(["dt", "h"])
+                .with_save_mode(SaveMode::Ignore)
+                .await;
+            // Another process may have created it in the same moment.
+            if let Err(error) = created
+                && !delta.verify_deltatable_existence().await.at(place)?
+            {
+                return Err(Error::environment(place()).because(error));
+            }
+        }
+        delta.load().await.at(place)?;
+        let state = delta.snapshot().at(place)?.clone();
+        Ok(Self { name: table.name, delta, state, local, known: Positions::new() })
+    }
+
+    fn place(&self) -> String {
+        format!("commit log of {} at {}", self.name, self.delta.table_url())
+    }
+}
+
+/// Name of a partition in Delta's `txn` actions.
+fn app_id((topic, partition): &Partition) -> String {
+    format!("keyfuse/{topic}/{partition}")
+}
+
+fn fields(table: &Table) -> Vec<StructField> {
+    let kind = |kind: Kind| match kind {
+        Kind::Time => PrimitiveType::Timestamp,
+        Kind::Word | Kind::Text => PrimitiveType::String,
+        Kind::Int => PrimitiveType::Long,
+        Kind::Bool => PrimitiveType::Boolean,
+    };
+    let columns = table.columns.iter().map(|column| StructField::new(column.name, DataType::Primitive(kind(column.kind)), true));
+    let layout = [("dt", PrimitiveType::String), ("h", PrimitiveType::Integer)];
+    columns.chain(layout.map(|(name, kind)| StructField::new(name, DataType::Primitive(kind), true))).collect()
+}
+
+#[async_trait::async_trait]
+impl CommitLog for DeltaLog {
+    async fn positions(&mut self, partitions: &[Partition]) -> Result<Positions> {
+        let log_store = self.delta.log_store();
+        self.state.update(log_store.as_ref(), None).await.at(|| self.place())?;
+        let mut found = Positions::new();
+        for partition in partitions {
+            if let Some(offset) = self.state.transaction_version(log_store.as_ref(), app_id(partition)).await.at(|| self.place())? {
+                found.insert(partition.clone(), offset);
+            }
+            // Whoever asks is about to own the partition.
+            match found.get(partition) {
+                Some(offset) => self.known.insert(partition.clone(), *offset),
+                None => self.known.remove(partition),
+            };
+        }
+        Ok(found)
+    }
+
+    async fn commit(&mut self, files: &[DataFile], positions: &Positions) -> Result<()> {
+        let log_store = self.delta.log_store();
+        let place = self.place();
+        self.state.update(log_store.as_ref(), None).await.at(|| place.clone())?;
+        for partition in positions.keys() {
+            let now = self.state.transaction_version(log_store.as_ref(), app_id(partition)).await.at(|| place.clone())?;
+            let believed = self.known.get(partition).copied();
+            if now != believed {
+                return Err(Error::conflict(format!(
+                    "{place}: {}/{} stands at {now:?}, this process believed {believed:?}: another keyfuse writes here. Stop one of the two, or give them different archives",
+                    partition.0, partition.1
+                )));
+            }
+        }
+        let modified = clock::now() / 1000;
+        let adds = files.iter().map(|file| {
+            Action::Add(Add {
+                path: file.path.clone(),
+                partition_values: HashMap::from([("dt".to_owned(), Some(file.date.clone())), ("h".to_owned(), Some(file.hour.to_string()))]),
+                size: file.bytes as i64,
+                modification_time: modified,
+                data_change: true,
+                stats: Some(file.stats.clone()),
+                tags: None,
+                deletion_vector: None,
+                base_row_id: None,
+                default_row_commit_version: None,
+                clustering_provider: None,
+            })
+        });
+        let txns =
+            positions.iter().map(|(partition, offset)| Action::Txn(Transaction { app_id: app_id(partition), version: *offset, last_updated: Some(modified) }));
+        let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(vec!["dt".into(), "h".into()]), predicate: None };
+        let committed = CommitBuilder::from(CommitProperties::default())
+            .with_actions(adds.chain(txns).collect())
+            .build(Some(&self.state), Arc::clone(&log_store), operation)
+            .await
+            .map_err(|error| match error {
+                DeltaTableError::Transaction { .. } => Error::conflict(place.clone()).because(error),
+                other => Error::environment(place.clone()).because(other),
+            })?;
+        if let Some(folder) = &self.local {
+            sync_log(folder, committed.version).at(|| place.clone())?;
+        }
+        self.state = committed.snapshot;
+        self.known.extend(positions.clone());
+        Ok(())
+    }
+
+    async fn files(&mut self) -> Result<Vec<DataFile>> {
+        let log_store = self.delta.log_store();
+        self.state.update(log_store.as_ref(), None).await.at(|| self.place())?;
+        let data = self.state.log_data();
+        let files = data.iter().map(|file| {
+            let partition = file.partition_values_map();
+            DataFile {
+                path: file.path().into_owned(),
+                bytes: file.size().max(0) as u64,
+                rows: file.num_records().unwrap_or(0) as u64,
+                date: partition.get("dt").cloned().flatten().unwrap_or_default(),
+                hour: partition.get("h").cloned().flatten().and_then(|h| h.parse().ok()).unwrap_or(0),
+                stats: String::new(),
+            }
+        });
+        Ok(files.collect())
+    }
+}
+
+/// Makes a commit survive a power cut: delta-rs's local store links the log file into place without fsync.
+fn sync_log(table: &std::path::Path, version: impl std::fmt::Display) -> std::io::Result<()> {
+    let log = table.join("_delta_log");
+    let name = format!("{:0>20}.json", version.to_string());
+    std::fs::File::open(log.join(name))?.sync_all()?;
+    std::fs::File::open(log)?.sync_all()
+}

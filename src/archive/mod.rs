@@ -1,0 +1,179 @@
+//! The archive: each table a Delta table on Parquet, its commits the truth about what has been read.
+//!
+//! A flush writes Parquet files, then commits them table by table together with the Kafka positions that they reach up to.
+//! `rejects` commits last in every flush, rows or not: its positions say up to where all tables are whole.
+//! After a crash between two tables, a table that is ahead skips the rows that it already has.
+
+mod delta;
+mod read;
+mod write;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use arrow::record_batch::RecordBatch;
+use object_store::ObjectStore;
+use object_store::path::Path as StorePath;
+use url::Url;
+
+use crate::error::{At, Error, Result};
+use crate::table::{TABLES, Table, rejects};
+
+pub use delta::DeltaLog;
+pub use read::{ArchiveHistory, ArchiveTable};
+pub use write::to_parquet;
+
+/// A Kafka partition: topic and number.
+pub type Partition = (String, i32);
+
+/// Per partition, the offset behind the last one that is in the archive.
+pub type Positions = BTreeMap<Partition, i64>;
+
+/// A data file of a table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DataFile {
+    /// Path below the table's folder.
+    pub path: String,
+    pub bytes: u64,
+    pub rows: u64,
+    /// Append date and hour that all its rows share.
+    pub date: String,
+    pub hour: i32,
+    /// Delta statistics, as JSON.
+    pub stats: String,
+}
+
+/// The commit log of one table: what a table format must give. Small, so that another can take Delta's place.
+#[async_trait::async_trait]
+pub trait CommitLog: Send {
+    /// The positions of these partitions as of the last commit seen; those never committed are left out.
+    async fn positions(&mut self, partitions: &[Partition]) -> Result<Positions>;
+
+    /// Adds files and sets positions in one atomic step.
+    ///
+    /// # Errors
+    /// Another writer has moved one of these partitions since this log last looked: nothing is committed.
+    async fn commit(&mut self, files: &[DataFile], positions: &Positions) -> Result<()>;
+
+    /// The files of the table now.
+    async fn files(&mut self) -> Result<Vec<DataFile>>;
+}
+
+/// Where the archive lies and how to reach it.
+#[derive(Clone)]
+pub struct Location {
+    pub url: Url,
+    pub store: Arc<dyn ObjectStore>,
+    pub prefix: StorePath,
+    /// The folder, for archives on a local disk.
+    pub local: Option<std::path::PathBuf>,
+}
+
+impl Location {
+    /// A folder, or a URL such as `s3://bucket/prefix` with object_store's options.
+    ///
+    /// # Errors
+    /// A URL that no store takes, or a folder that cannot be made.
+    pub fn parse(place: &str, options: &HashMap<String, String>) -> Result<Self> {
+        let url = match Url::parse(place) {
+            Ok(url) if url.scheme().len() > 1 => url,
+            _ => {
+                std::fs::create_dir_all(place).at(|| format!("creating the archive folder {place}"))?;
+                let full = std::fs::canonicalize(place).at(|| format!("archive folder {place}"))?;
+                Url::from_directory_path(&full).map_err(|()| Error::user(format!("archive folder {place}: not a path that a URL can hold")))?
+            }
+        };
+        let local = (url.scheme() == "file").then(|| url.to_file_path().ok()).flatten();
+        let (store, prefix) = object_store::parse_url_opts(&url, options).user_at(|| format!("archive {place}"))?;
+        Ok(Self { url, store: Arc::from(store), prefix, local })
+    }
+
+    fn table(&self, name: &str) -> StorePath {
+        self.prefix.clone().join(name)
+    }
+}
+
+/// The archive, open for reading and, where this process owns it, for writing.
+pub struct Archive {
+    location: Location,
+    logs: HashMap<&'static str, Arc<tokio::sync::Mutex<Box<dyn CommitLog>>>>,
+}
+
+impl Archive {
+    /// Opens or creates all tables.
+    ///
+    /// # Errors
+    /// Storage that cannot be reached.
+    pub async fn open(place: &str, options: &HashMap<String, String>) -> Result<Self> {
+        let location = Location::parse(place, options)?;
+        let mut logs: HashMap<&'static str, Arc<tokio::sync::Mutex<Box<dyn CommitLog>>>> = HashMap::new();
+        for table in TABLES {
+            let log: Box<dyn CommitLog> = Box::new(DeltaLog::open(&location, table).await?);
+            logs.insert(table.name, Arc::new(tokio::sync::Mutex::new(log)));
+        }
+        Ok(Self { location, logs })
+    }
+
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    fn log(&self, table: &Table) -> Result<&Arc<tokio::sync::Mutex<Box<dyn CommitLog>>>> {
+        self.logs.get(table.name).ok_or_else(|| Error::bug(format!("no commit log for {}", table.name)))
+    }
+
+    /// Per table, up to where these partitions are archived.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub async fn positions(&self, table: &'static Table, partitions: &[Partition]) -> Result<Positions> {
+        self.log(table)?.lock().await.positions(partitions).await
+    }
+
+    /// Writes rows and commits them with the positions that they reach up to: all tables with rows, `rejects` last.
+    ///
+    /// `committed` collects the tables that are done, so that a failed flush can be tried again from where it stopped.
+    ///
+    /// # Errors
+    /// Storage, or a second owner of one of the partitions.
+    pub async fn flush(&self, batches: &[(&'static Table, RecordBatch)], positions: &Positions, committed: &mut BTreeSet<&'static str>) -> Result<Flushed> {
+        let mut by_table: BTreeMap<&'static str, (&'static Table, Vec<RecordBatch>)> = BTreeMap::new();
+        for (table, batch) in batches {
+            by_table.entry(table.name).or_insert((table, Vec::new())).1.push(batch.clone());
+        }
+        let mut flushed = Flushed::default();
+        let refused = by_table.remove(rejects::TABLE.name).unwrap_or((&rejects::TABLE, Vec::new()));
+        for (table, batches) in by_table.into_values().chain([refused]) {
+            if committed.contains(table.name) {
+                continue;
+            }
+            let files = write::write(&self.location, table, &batches, positions).await?;
+            flushed.files += files.len();
+            flushed.bytes += files.iter().map(|file| file.bytes).sum::<u64>();
+            flushed.rows += files.iter().map(|file| file.rows).sum::<u64>();
+            let always = std::ptr::eq(table, &rejects::TABLE);
+            if always || !files.is_empty() {
+                self.log(table)?.lock().await.commit(&files, positions).await?;
+            }
+            committed.insert(table.name);
+        }
+        Ok(flushed)
+    }
+
+    /// A table as DataFusion reads it, as of now.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub async fn read(&self, table: &'static Table) -> Result<ArchiveTable> {
+        let files = self.log(table)?.lock().await.files().await?;
+        Ok(ArchiveTable::new(&self.location, table, files))
+    }
+}
+
+/// What one flush wrote.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Flushed {
+    pub files: usize,
+    pub rows: u64,
+    pub bytes: u64,
+}

@@ -1,0 +1,150 @@
+//! Reading the archive: a DataFusion table over the files of one snapshot, and the engine's questions to the past.
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::{DFSchema, Result as DfResult, ScalarValue};
+use datafusion::datasource::listing::PartitionedFile;
+use datafusion::datasource::object_store::ObjectStoreUrl;
+use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
+use datafusion::datasource::source::DataSourceExec;
+use datafusion::execution::context::SessionContext;
+use datafusion::logical_expr::expr_rewriter::unnormalize_col;
+use datafusion::logical_expr::utils::conjunction;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType, col, lit};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::prelude::SessionConfig;
+
+use super::{Archive, DataFile, Location};
+use crate::detect::{History, LookBack};
+use crate::error::{Error, Result};
+use crate::table::{Kind, Table};
+
+/// One archived table as of one moment.
+#[derive(Clone)]
+pub struct ArchiveTable {
+    location: Location,
+    table: &'static Table,
+    files: Vec<DataFile>,
+}
+
+impl std::fmt::Debug for ArchiveTable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ArchiveTable({}, {} files)", self.table.name, self.files.len())
+    }
+}
+
+impl ArchiveTable {
+    pub fn new(location: &Location, table: &'static Table, files: Vec<DataFile>) -> Self {
+        Self { location: location.clone(), table, files }
+    }
+
+    pub fn rows(&self) -> u64 {
+        self.files.iter().map(|file| file.rows).sum()
+    }
+
+    /// The name under which a context must know the archive's storage.
+    fn store_url(&self) -> DfResult<ObjectStoreUrl> {
+        let url = &self.location.url;
+        match url.scheme() {
+            "file" => Ok(ObjectStoreUrl::local_filesystem()),
+            scheme => ObjectStoreUrl::parse(format!("{scheme}://{}", url.host_str().unwrap_or_default())),
+        }
+    }
+
+    /// Makes the archive's storage known to a context.
+    pub fn register_store(&self, ctx: &SessionContext) {
+        if self.location.local.is_none()
+            && let Ok(url) = self.store_url()
+        {
+            ctx.register_object_store(url.as_ref(), Arc::clone(&self.location.store));
+        }
+    }
+}
+
+#[async_trait]
+impl TableProvider for ArchiveTable {
+    fn schema(&self) -> SchemaRef {
+        self.table.schema()
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> DfResult<Vec<TableProviderFilterPushDown>> {
+        // Statistics and bloom filters skip row groups; the rows themselves are checked again.
+        Ok(vec![TableProviderFilterPushDown::Inexact; filters.len()])
+    }
+
+    async fn scan(&self, state: &dyn Session, projection: Option<&Vec<usize>>, filters: &[Expr], limit: Option<usize>) -> DfResult<Arc<dyn ExecutionPlan>> {
+        let schema = self.schema();
+        // Asked for by key, few rows match: late materialisation spares the rest of the row. Wide sweeps are faster without.
+        let by_key = filters.iter().any(|filter| filter.column_refs().iter().any(|column| self.table.looked_up_by.contains(&column.name())));
+        let mut source = ParquetSource::new(Arc::clone(&schema))
+            .with_pushdown_filters(by_key)
+            .with_reorder_filters(by_key)
+            .with_enable_page_index(true)
+            .with_bloom_filter_on_read(true);
+        if let Some(predicate) = conjunction(filters.to_vec()) {
+            let predicate = state.create_physical_expr(predicate, &DFSchema::try_from(Arc::clone(&schema))?)?;
+            source = source.with_predicate(predicate);
+        }
+        let root = self.location.table(self.table.name);
+        let files = self.files.iter().map(|file| PartitionedFile::new(format!("{root}/{}", file.path), file.bytes));
+        let partitions = state.config().target_partitions().max(1);
+        let mut groups: Vec<Vec<PartitionedFile>> = vec![Vec::new(); partitions.min(self.files.len().max(1))];
+        let count = groups.len();
+        for (number, file) in files.enumerate() {
+            groups[number % count].push(file);
+        }
+        let config = FileScanConfigBuilder::new(self.store_url()?, Arc::new(source))
+            .with_file_groups(groups.into_iter().map(FileGroup::new).collect())
+            .with_projection_indices(projection.cloned())?
+            .with_limit(limit)
+            .build();
+        Ok(DataSourceExec::from_data_source(config))
+    }
+}
+
+/// The archive as the engine asks it. Blocks: only for threads that no runtime owns.
+pub struct ArchiveHistory {
+    pub archive: Arc<Archive>,
+    pub runtime: tokio::runtime::Handle,
+}
+
+impl History for ArchiveHistory {
+    fn rows(&self, ask: &LookBack<'_>) -> Result<Vec<RecordBatch>> {
+        self.runtime.block_on(async {
+            let table = self.archive.read(ask.table).await?;
+            if table.files.is_empty() {
+                return Ok(Vec::new());
+            }
+            let ctx = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(1));
+            table.register_store(&ctx);
+            let mut rows = ctx.read_table(Arc::new(table)).map_err(Error::from)?;
+            if ask.since > i64::MIN {
+                rows = rows.filter(col("event_time").gt_eq(lit(ScalarValue::TimestampMicrosecond(Some(ask.since), Some("UTC".into())))))?;
+            }
+            for filter in ask.filters {
+                rows = rows.filter(unnormalize_col(filter.clone()))?;
+            }
+            if let Some((column, keys)) = ask.keys {
+                let word = ask.table.column(column).is_some_and(|c| c.kind == Kind::Word);
+                let value = |key: &String| match word {
+                    true => lit(key.clone()),
+                    false => lit(ScalarValue::Utf8View(Some(key.clone()))),
+                };
+                rows = rows.filter(col(column).in_list(keys.iter().map(value).collect(), false))?;
+            }
+            Ok(rows.collect().await?)
+        })
+    }
+
+    fn is_kept(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,97 @@
+//! `keyfuse backtest`: the alerts that a detection would have raised, from the archive.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use keyfuse::alert::alerts_of;
+use keyfuse::archive::{Archive, ArchiveHistory};
+use keyfuse::clock::Micros;
+use keyfuse::decode::parse_time;
+use keyfuse::detect::{Detection, Engine};
+use keyfuse::error::Error;
+
+use super::terminal::{Style, coloured};
+use super::{Outcome, Rules, runtime};
+
+/// What would a detection have found in the archive? The same alerts, with the same ids, as the running service.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Names such as EXP-01, or detection files. None: all detections.
+    detections: Vec<String>,
+    /// Archive to read: a folder or a URL.
+    #[arg(long, default_value = "keyfuse-data/archive")]
+    archive: String,
+    /// Earliest alert time, such as 2026-05-01 or 2026-05-01T10:00:00Z.
+    #[arg(long)]
+    from: Option<String>,
+    /// First alert time that no longer counts.
+    #[arg(long)]
+    to: Option<String>,
+    #[command(flatten)]
+    rules: Rules,
+    /// Write alerts as JSON lines.
+    #[arg(long)]
+    json: bool,
+    /// Option of the object store, as NAME=VALUE.
+    #[arg(long = "storage-option", value_parser = super::replay::option)]
+    storage_options: Vec<(String, String)>,
+}
+
+pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
+    let one = |error: Error| vec![error];
+    let time = |name: &str, text: &Option<String>, default: Micros| match text {
+        None => Ok(default),
+        Some(text) => parse_time(text).ok_or_else(|| one(Error::user(format!("{name} `{text}`: write a date or an RFC 3339 time")))),
+    };
+    let (from, to) = (time("--from", &args.from, Micros::MIN)?, time("--to", &args.to, Micros::MAX)?);
+    let detections = chosen(&args)?;
+    if !args.archive.contains("://") && !PathBuf::from(&args.archive).is_dir() {
+        return Err(one(Error::user(format!("{}: no archive there; name one with --archive", args.archive))));
+    }
+    let runtime = runtime()?;
+    let options: HashMap<String, String> = args.storage_options.iter().cloned().collect();
+    let archive = Arc::new(runtime.block_on(Archive::open(&args.archive, &options)).map_err(one)?);
+    let history = ArchiveHistory { archive, runtime: runtime.handle().clone() };
+    let mut engine = Engine::new(&detections, &args.rules.fingerprinter()?)?;
+    engine.backtest(&history, from).map_err(one)?;
+    let mut findings = engine.tick(&history).map_err(one)?;
+    if let Some((detection, problem)) = engine.take_problems().into_iter().next() {
+        return Err(one(Error::user(format!("{detection}: {problem}"))));
+    }
+    findings.retain(|finding| finding.alert_time >= from && finding.alert_time < to);
+    let book = alerts_of(&findings, args.rules.allow()?);
+    let style = Style { colour: coloured() };
+    let mut out = std::io::stdout().lock();
+    for alert in book.all() {
+        let detection = detections.iter().find(|d| d.name == alert.detection);
+        let _ = match args.json {
+            true => writeln!(out, "{}", alert.document(detection)),
+            false => writeln!(out, "{}", style.alert(alert, detection, None, false)),
+        };
+    }
+    let allowed: u64 = book.allowed().values().sum();
+    eprintln!("{} alerts, {allowed} findings allowed", book.len());
+    Ok(if book.is_empty() { Outcome::Clean } else { Outcome::Found })
+}
+
+fn chosen(args: &Args) -> Result<Vec<Detection>, Vec<Error>> {
+    let files: Vec<PathBuf> = args.detections.iter().map(PathBuf::from).filter(|path| path.extension().is_some()).collect();
+    let mut detections = if files.is_empty() { Vec::new() } else { keyfuse::detect::read_files(&files)? };
+    let names: Vec<&String> = args.detections.iter().filter(|name| PathBuf::from(name).extension().is_none()).collect();
+    if names.is_empty() && !files.is_empty() {
+        return Ok(detections);
+    }
+    let known = args.rules.detections()?;
+    if names.is_empty() {
+        return Ok(known);
+    }
+    for name in names {
+        match known.iter().find(|detection| detection.name.eq_ignore_ascii_case(name)) {
+            Some(detection) => detections.push(detection.clone()),
+            None => return Err(vec![Error::user(format!("no detection named {name}"))]),
+        }
+    }
+    Ok(detections)
+}

@@ -1,0 +1,153 @@
+//! Verbs, arguments and exit codes; each verb is a page of its own.
+
+mod backtest;
+mod check;
+mod docs;
+mod generate;
+mod replay;
+mod run;
+mod sql;
+mod terminal;
+mod test;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use keyfuse::alert::AllowList;
+use keyfuse::detect::{Detection, read_files, read_folder};
+use keyfuse::error::Error;
+use keyfuse::secret::Fingerprinter;
+
+/// Catches the misuse of AI credentials while it happens.
+///
+/// Reads cloud, model and exposure logs from Kafka or from files, runs SQL detections over them continuously, keeps
+/// everything in a Parquet archive that you can ask in SQL, and says what it could not see.
+///
+/// Try it: `keyfuse run --demo`. Look at files: `keyfuse replay LOGS…`. Ask: `keyfuse sql --from LOGS… "SELECT …"`.
+#[derive(Parser)]
+#[command(version, max_term_width = 120, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+    /// How much to log: error, warn, info, debug, or a filter such as `keyfuse=debug`.
+    #[arg(long, global = true, default_value = "warn", env = "KEYFUSE_LOG")]
+    log: String,
+}
+
+const EXIT_CODES: &str =
+    "Exit codes: 0 all is well; 1 findings, failed tests or refused files, as the verb says; 2 bad arguments, settings or input; 3 something outside failed.";
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run the service: consume, detect, archive, alert.
+    Run(run::Args),
+    /// Run the detections over log files; exit 1 if anything was found.
+    Replay(replay::Args),
+    /// Ask SQL of the archive or of log files; a prompt without a query.
+    Sql(sql::Args),
+    /// What would a detection have found in the archive?
+    Backtest(backtest::Args),
+    /// Run the tests inside detection files.
+    Test(test::Args),
+    /// Check config and detections without touching a broker.
+    Check(check::Args),
+    /// Write a seeded story of logs with a truth file.
+    Generate(generate::Args),
+    /// Print generated pages: detections, tables, man page, shell completions.
+    Docs(docs::Args),
+}
+
+/// Where detections and the allow-list come from.
+#[derive(clap::Args)]
+struct Rules {
+    /// Folder of detection files, or single files. Default: the detections that came with this program.
+    #[arg(long = "detections", value_name = "PATH")]
+    detections: Vec<PathBuf>,
+    /// Allow-list (TOML).
+    #[arg(long, value_name = "FILE")]
+    allow_list: Option<PathBuf>,
+    /// Key that secrets are fingerprinted with, as written by `keyfuse run`. Without it a public key is used.
+    #[arg(long, value_name = "FILE")]
+    fingerprint_key: Option<PathBuf>,
+}
+
+impl Rules {
+    fn detections(&self) -> Result<Vec<Detection>, Vec<Error>> {
+        match &self.detections[..] {
+            [] => shipped(),
+            [folder] if folder.is_dir() => read_folder(folder),
+            files => {
+                if let Some(folder) = files.iter().find(|path| path.is_dir()) {
+                    return Err(vec![Error::user(format!("{}: name one folder, or files", folder.display()))]);
+                }
+                read_files(files)
+            }
+        }
+    }
+
+    fn allow(&self) -> Result<AllowList, Vec<Error>> {
+        self.allow_list.as_deref().map_or(Ok(AllowList::default()), AllowList::read).map_err(|error| vec![error])
+    }
+
+    fn fingerprinter(&self) -> Result<Fingerprinter, Vec<Error>> {
+        match &self.fingerprint_key {
+            Some(path) if path.exists() => Fingerprinter::from_file(path).map_err(|error| vec![error]),
+            Some(path) => Err(vec![Error::user(format!("{}: no such fingerprint key", path.display()))]),
+            None => Ok(Fingerprinter::public()),
+        }
+    }
+}
+
+/// The detections compiled into the program, so that it works from anywhere.
+fn shipped() -> Result<Vec<Detection>, Vec<Error>> {
+    let parsed = keyfuse::shipped::detections().into_iter().map(|(name, text)| Detection::parse(text, Path::new(name)));
+    let (good, bad): (Vec<_>, Vec<_>) = parsed.partition(Result::is_ok);
+    if bad.is_empty() { Ok(good.into_iter().filter_map(Result::ok).collect()) } else { Err(bad.into_iter().filter_map(Result::err).collect()) }
+}
+
+/// How a verb ended well.
+enum Outcome {
+    Clean,
+    /// Findings, failures: what exit code 1 stands for.
+    Found,
+}
+
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let code = if error.use_stderr() { 2 } else { 0 };
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let outcome = match cli.verb {
+        Verb::Run(args) => run::run(args),
+        Verb::Replay(args) => replay::run(args),
+        Verb::Sql(args) => sql::run(args),
+        Verb::Backtest(args) => backtest::run(args),
+        Verb::Test(args) => test::run(args),
+        Verb::Check(args) => check::run(args),
+        Verb::Generate(args) => generate::run(args),
+        Verb::Docs(args) => docs::run(args, Cli::command()),
+    };
+    match outcome {
+        Ok(Outcome::Clean) => ExitCode::SUCCESS,
+        Ok(Outcome::Found) => ExitCode::from(1),
+        Err(errors) => {
+            for error in &errors {
+                eprintln!("keyfuse: {error}");
+            }
+            let outside = errors.iter().any(|error| error.fault != keyfuse::error::Fault::User);
+            ExitCode::from(if outside { 3 } else { 2 })
+        }
+    }
+}
+
+/// A runtime for verbs that read files and archives.
+fn runtime() -> Result<tokio::runtime::Runtime, Vec<Error>> {
+    keyfuse::query::runtime().map_err(|error| vec![error])
+}

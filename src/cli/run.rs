@@ -1,0 +1,346 @@
+//! `keyfuse run`: the service, and the demo that is the same service on an embedded broker.
+
+use std::collections::HashMap;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use keyfuse::clock::{self, Micros, SECOND, rfc3339};
+use keyfuse::config::{Config, Topic};
+use keyfuse::decode::parse_time;
+use keyfuse::detect::Detection;
+use keyfuse::error::{At, Error};
+use keyfuse::metrics::Metrics;
+use keyfuse::pipeline::{Health, Service, Show};
+use keyfuse::source::broker::{Broker, Sender};
+
+use super::terminal::{Style, coloured};
+use super::{Outcome, shipped};
+
+/// Run the service: consume, detect, archive, alert. SIGHUP or a changed file reloads the detections; Ctrl-C drains and ends.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  keyfuse run --demo\n  keyfuse run --config keyfuse.toml")]
+pub struct Args {
+    /// Config file.
+    #[arg(long, value_name = "FILE", required_unless_present = "demo")]
+    config: Option<PathBuf>,
+    /// Play a story through an embedded broker: a key is leaked, found and used, and you watch.
+    #[arg(long, conflicts_with = "config")]
+    demo: bool,
+    /// Folder of the demo's archive and alert log. Default: a fresh one in the system's temporary folder.
+    #[arg(long, requires = "demo")]
+    demo_data: Option<PathBuf>,
+    /// How many times faster than life the story is played.
+    #[arg(long, default_value = "20", requires = "demo", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    speed: u32,
+    /// End the demo when its story has been told.
+    #[arg(long, requires = "demo")]
+    once: bool,
+}
+
+pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
+    let one = |error: Error| vec![error];
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().at(|| "starting the runtime".into()).map_err(one)?;
+    let demo = if args.demo { Some(Demo::prepare(&args)?) } else { None };
+    let config = match (&demo, &args.config) {
+        (Some(demo), _) => demo.config.clone(),
+        (None, Some(path)) => Config::read(path)?,
+        (None, None) => return Err(one(Error::user("name a config with --config, or try --demo"))),
+    };
+    let listener = runtime.block_on(tokio::net::TcpListener::bind(config.listen)).user_at(|| format!("[http] listen {}", config.listen)).map_err(one)?;
+    let address = listener.local_addr().at(|| "the HTTP address".into()).map_err(one)?;
+    let (show_in, show) = sync_channel(256);
+    let service = Service::start(&config, runtime.handle().clone(), Some(show_in))?;
+    let web = Web { metrics: Arc::clone(&service.metrics), health: Arc::clone(&service.health) };
+    runtime.spawn(async move { axum::serve(listener, router(web)).await });
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let reload = Arc::new(AtomicBool::new(false));
+    signals(&runtime, &stop, &reload);
+    let _watcher = watch(&config, &reload);
+    let detections: HashMap<String, Detection> =
+        keyfuse::detect::read_folder(&config.detections)?.into_iter().map(|detection| (detection.name.clone(), detection)).collect();
+    println!("keyfuse {}: {} detections, {} topics", env!("CARGO_PKG_VERSION"), detections.len(), config.topics.len());
+    println!("  metrics  http://{address}/metrics  (also /healthz, /readyz)");
+    println!("  archive  {}", config.archive);
+    println!("  ask      keyfuse sql --archive {} \"SELECT event_name, count(*) FROM cloudtrail GROUP BY 1 ORDER BY 2 DESC\"\n", config.archive);
+
+    let told = Arc::new(AtomicBool::new(false));
+    let player = match &demo {
+        Some(demo) => {
+            let (stop, told, address, speed) = (Arc::clone(&stop), Arc::clone(&told), demo.broker.address(), Micros::from(args.speed));
+            let player = std::thread::Builder::new().name("story".into()).spawn(move || play(&address, speed, &stop, &told));
+            Some(player.at(|| "starting the story".into()).map_err(one)?)
+        }
+        None => None,
+    };
+    let screen = Screen { style: Style { colour: coloured() }, live: std::io::stdout().is_terminal(), detections, quiet: !args.demo };
+    let story_ends = args.once.then_some(&told);
+    screen.watch(&show, &service, &stop, &reload, story_ends.map(AsRef::as_ref));
+    stop.store(true, Ordering::Relaxed);
+    println!("\nstopping: draining, writing the archive, delivering");
+    let ended = service.stop();
+    if let Some(player) = player {
+        player.join().map_err(|_| one(Error::bug("the story's thread panicked")))?.map_err(one)?;
+    }
+    ended.map_err(one)?;
+    println!("stopped");
+    Ok(Outcome::Clean)
+}
+
+fn signals(runtime: &tokio::runtime::Runtime, stop: &Arc<AtomicBool>, reload: &Arc<AtomicBool>) {
+    let stop_on_interrupt = Arc::clone(stop);
+    runtime.spawn(async move {
+        let _ = tokio::signal::ctrl_c().await;
+        stop_on_interrupt.store(true, Ordering::Relaxed);
+    });
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (stop, reload) = (Arc::clone(stop), Arc::clone(reload));
+        runtime.spawn(async move {
+            let (Ok(mut hangup), Ok(mut terminate)) = (signal(SignalKind::hangup()), signal(SignalKind::terminate())) else { return };
+            loop {
+                tokio::select! {
+                    _ = hangup.recv() => reload.store(true, Ordering::Relaxed),
+                    _ = terminate.recv() => stop.store(true, Ordering::Relaxed),
+                }
+            }
+        });
+    }
+}
+
+/// Watches the detections folder and the allow-list.
+fn watch(config: &Config, reload: &Arc<AtomicBool>) -> Option<notify::RecommendedWatcher> {
+    use notify::Watcher;
+    let reload = Arc::clone(reload);
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if event.is_ok_and(|event| !event.kind.is_access()) {
+            reload.store(true, Ordering::Relaxed);
+        }
+    })
+    .map_err(|error| tracing::warn!(%error, "files are not watched; send SIGHUP after a change"))
+    .ok()?;
+    for path in [Some(&config.detections), config.allow_list.as_ref()].into_iter().flatten() {
+        if let Err(error) = watcher.watch(path, notify::RecursiveMode::NonRecursive) {
+            tracing::warn!(%error, path = %path.display(), "not watched; send SIGHUP after a change");
+        }
+    }
+    Some(watcher)
+}
+
+#[derive(Clone)]
+struct Web {
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+}
+
+fn router(web: Web) -> Router {
+    let alive = |State(web): State<Web>| async move {
+        let silent = clock::now() - web.health.last_progress.load(Ordering::Relaxed) as Micros;
+        match (web.health.ready.load(Ordering::Relaxed) && silent > 60 * SECOND, web.health.trouble()) {
+            (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "the engine has not moved for a minute\n".to_owned()),
+            (false, Some(trouble)) => (StatusCode::OK, format!("working, with trouble: {trouble}\n")),
+            (false, None) => (StatusCode::OK, "ok\n".to_owned()),
+        }
+    };
+    let ready = |State(web): State<Web>| async move {
+        match web.health.ready.load(Ordering::Relaxed) {
+            true => (StatusCode::OK, "ready\n"),
+            false => (StatusCode::SERVICE_UNAVAILABLE, "no partitions assigned yet\n"),
+        }
+    };
+    Router::new()
+        .route("/metrics", get(|State(web): State<Web>| async move { ([("content-type", "text/plain; version=0.0.4")], web.metrics.page()) }))
+        .route("/healthz", get(alive))
+        .route("/readyz", get(ready))
+        .with_state(web)
+}
+
+struct Screen {
+    style: Style,
+    live: bool,
+    detections: HashMap<String, Detection>,
+    /// Only alerts of the demo are shown on the terminal; a service has sinks for that.
+    quiet: bool,
+}
+
+impl Screen {
+    fn watch(&self, show: &Receiver<Show>, service: &Service, stop: &AtomicBool, reload: &AtomicBool, story: Option<&AtomicBool>) {
+        let mut rows: Vec<(&'static str, u64)> = Vec::new();
+        let mut last: (Instant, Vec<(&'static str, u64)>) = (Instant::now(), Vec::new());
+        let mut quiet_since = Instant::now();
+        while !stop.load(Ordering::Relaxed) && service.is_running() {
+            if reload.swap(false, Ordering::Relaxed) {
+                // An editor writes a file in several steps: wait for it to be done.
+                std::thread::sleep(Duration::from_millis(300));
+                reload.store(false, Ordering::Relaxed);
+                service.reload();
+            }
+            match show.recv_timeout(Duration::from_millis(100)) {
+                Ok(Show::Alert(alert, delay)) if !self.quiet => {
+                    quiet_since = Instant::now();
+                    self.line("");
+                    println!("{}", self.style.alert(&alert, self.detections.get(&alert.detection), delay, alert.revision == 1));
+                }
+                Ok(Show::Rows(now)) => {
+                    quiet_since = Instant::now();
+                    rows = now;
+                }
+                Ok(Show::Alert(..)) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if !self.quiet && last.0.elapsed() >= Duration::from_secs(2) {
+                self.rates(&rows, &last, service);
+                last = (Instant::now(), rows.clone());
+            }
+            if story.is_some_and(|told| told.load(Ordering::Relaxed)) && quiet_since.elapsed() > Duration::from_secs(2) {
+                return;
+            }
+        }
+    }
+
+    /// Rows per second by table, and what waits in the broker.
+    fn rates(&self, rows: &[(&'static str, u64)], last: &(Instant, Vec<(&'static str, u64)>), service: &Service) {
+        let seconds = last.0.elapsed().as_secs_f64();
+        let rate = |(table, count): &(&'static str, u64)| {
+            let before = last.1.iter().find(|(name, _)| name == table).map_or(0, |(_, count)| *count);
+            format!("{table} {:.0}/s ({count})", (count - before) as f64 / seconds)
+        };
+        let lag: i64 = service
+            .metrics
+            .page()
+            .lines()
+            .filter(|line| line.starts_with("keyfuse_lag_messages{"))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<i64>().ok())
+            .sum();
+        let text = format!("rows {} · lag {lag} messages", rows.iter().map(rate).collect::<Vec<_>>().join(", "));
+        self.line(&self.style.dim(&text));
+    }
+
+    /// Replaces the status line on a terminal; prints a line elsewhere.
+    fn line(&self, text: &str) {
+        let mut out = std::io::stdout().lock();
+        let _ = match (self.live, text.is_empty()) {
+            (true, _) => write!(out, "\r\x1b[K{text}"),
+            (false, true) => Ok(()),
+            (false, false) => writeln!(out, "{text}"),
+        };
+        let _ = out.flush();
+    }
+}
+
+/// The embedded broker and the config of the service that reads from it.
+struct Demo {
+    broker: Broker,
+    config: Config,
+}
+
+impl Demo {
+    fn prepare(args: &Args) -> Result<Self, Vec<Error>> {
+        let one = |error: Error| vec![error];
+        let folder = match &args.demo_data {
+            Some(folder) => folder.clone(),
+            None => std::env::temp_dir().join(format!("keyfuse-demo-{}", std::process::id())),
+        };
+        let detections = folder.join("detections");
+        std::fs::create_dir_all(&detections).at(|| format!("creating {}", detections.display())).map_err(one)?;
+        shipped()?;
+        for (name, text) in keyfuse::shipped::detections() {
+            std::fs::write(detections.join(name), text).at(|| format!("writing {name}")).map_err(one)?;
+        }
+        let broker = Broker::start().map_err(one)?;
+        let topics = ["cloudtrail", "exposure-reports"];
+        for topic in topics {
+            broker.create_topic(topic, 2).map_err(one)?;
+        }
+        let config = Config {
+            kafka: [("bootstrap.servers".to_owned(), broker.address())].into(),
+            topics: topics.iter().map(|name| Topic { name: (*name).to_owned(), format: None }).collect(),
+            dead_letter: None,
+            detections,
+            allow_list: None,
+            archive: folder.join("archive").to_string_lossy().into_owned(),
+            data: folder,
+            archive_options: HashMap::new(),
+            commit_every: Duration::from_secs(5),
+            keep_raw: true,
+            listen: ([127, 0, 0, 1], 0).into(),
+            ndjson: Vec::new(),
+            residue_budget: 1 << 30,
+        };
+        Ok(Self { broker, config })
+    }
+}
+
+/// Sends the story's records at their times, moved so that the story ends now, then ordinary traffic until stopped.
+fn play(broker: &str, speed: Micros, stop: &AtomicBool, told: &AtomicBool) -> Result<(), Error> {
+    let mut settings = rdkafka::ClientConfig::new();
+    settings.set("bootstrap.servers", broker).set("linger.ms", "5");
+    let sender = Sender::new(&settings)?;
+    let (cloudtrail, reports) = keyfuse::shipped::STORY;
+    let mut records: Vec<(Micros, &str, &str)> = Vec::new();
+    records.extend(cloudtrail.lines().filter_map(|line| Some((time_in(line, "\"eventTime\":\"")? + 3 * SECOND, "cloudtrail", line))));
+    records.extend(reports.lines().filter_map(|line| Some((time_in(line, "\"Date\":\"")? + 45 * SECOND, "exposure-reports", line))));
+    records.sort();
+    let (Some(first), Some(last)) = (records.first().map(|r| r.0), records.last().map(|r| r.0)) else { return Ok(()) };
+    let shift = clock::now() - last;
+    let started = Instant::now();
+    let wait_until = |moment: Micros| {
+        let due = Duration::from_micros(((moment - first) / speed).max(0).unsigned_abs());
+        while started.elapsed() < due && !stop.load(Ordering::Relaxed) {
+            std::thread::sleep((due - started.elapsed()).min(Duration::from_millis(50)));
+        }
+    };
+    for (moment, topic, line) in &records {
+        wait_until(*moment);
+        if stop.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        sender.send(topic, None, None, moved(line, shift).as_bytes(), Some(moment + shift))?;
+    }
+    sender.flush(Duration::from_secs(10))?;
+    told.store(true, Ordering::Relaxed);
+    let mut round = 0;
+    while !stop.load(Ordering::Relaxed) {
+        round += 1;
+        let world = keyfuse::generate::ordinary(round, clock::now() - 5 * SECOND, 4 * SECOND, 20);
+        for record in &world.cloudtrail {
+            sender.send("cloudtrail", None, None, record.text.as_bytes(), Some(clock::now()))?;
+            std::thread::sleep(Duration::from_millis(100));
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+fn time_in(line: &str, mark: &str) -> Option<Micros> {
+    let (_, rest) = line.split_once(mark)?;
+    parse_time(rest.split('"').next()?)
+}
+
+/// The record with every time of the story's day moved.
+fn moved(line: &str, shift: Micros) -> String {
+    let mut out = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some(at) = rest.find("\"2026-") {
+        out.push_str(&rest[..=at]);
+        rest = &rest[at + 1..];
+        let end = rest.find('"').unwrap_or(rest.len());
+        match parse_time(&rest[..end]) {
+            Some(time) => out.push_str(&rfc3339((time + shift) / SECOND * SECOND)),
+            None => out.push_str(&rest[..end]),
+        }
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+    out
+}

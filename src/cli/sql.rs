@@ -1,0 +1,186 @@
+//! `keyfuse sql`: questions to the archive or to log files.
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use keyfuse::archive::Archive;
+use keyfuse::detect::Memory;
+use keyfuse::error::Error;
+use keyfuse::function::FUNCTIONS;
+use keyfuse::query::output::{Format, write};
+use keyfuse::query::{Door, Limits, Rows};
+use keyfuse::replay::{Settings, replay};
+use keyfuse::source::files;
+use keyfuse::table::{TABLES, VIEWS};
+use rustyline::error::ReadlineError;
+
+use super::{Outcome, Rules, runtime};
+
+/// Ask SQL of the archive or of log files; a prompt without a query.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  keyfuse sql \"SELECT event_name, count(*) FROM cloudtrail GROUP BY 1 ORDER BY 2 DESC LIMIT 10\"\n  keyfuse sql --from AWSLogs/ \"SELECT DISTINCT source_ip FROM cloudtrail WHERE outcome = 'denied'\"\n  keyfuse sql --archive s3://security/keyfuse --format csv \"SELECT * FROM alerts\""
+)]
+pub struct Args {
+    /// The question; without one, a prompt (or standard input, where that is no terminal).
+    query: Option<String>,
+    /// Log files to ask instead of the archive.
+    #[arg(long, value_name = "PATH")]
+    from: Vec<String>,
+    /// Archive to ask: a folder or a URL.
+    #[arg(long, default_value = "keyfuse-data/archive")]
+    archive: String,
+    /// How the answer is written.
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+    /// Log format of --from.
+    #[arg(long, default_value = "auto")]
+    log_format: String,
+    #[command(flatten)]
+    rules: Rules,
+    /// Longest time for one question (seconds).
+    #[arg(long, default_value = "300")]
+    timeout: u64,
+    /// Most memory for one question, such as 2GiB.
+    #[arg(long, default_value = "2GiB")]
+    memory: String,
+    /// Option of the object store, as NAME=VALUE.
+    #[arg(long = "storage-option", value_parser = super::replay::option)]
+    storage_options: Vec<(String, String)>,
+}
+
+pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
+    let one = |error: Error| vec![error];
+    let memory = keyfuse::config::parse_bytes(&args.memory).ok_or_else(|| one(Error::user("--memory: write a size such as 2GiB")))?;
+    let limits = Limits { memory, time: Duration::from_secs(args.timeout.max(1)) };
+    let fingerprinter = args.rules.fingerprinter()?;
+    let options: HashMap<String, String> = args.storage_options.iter().cloned().collect();
+    let runtime = runtime()?;
+    let door = match args.from.is_empty() {
+        false => {
+            let inputs = runtime.block_on(files::resolve(&args.from, &options)).map_err(one)?;
+            let settings = Settings {
+                format: super::replay::format_named(&args.log_format)?,
+                fingerprinter: fingerprinter.clone(),
+                allow: keyfuse::alert::AllowList::default(),
+                detections: &[],
+                keep_raw: true,
+            };
+            let rows: Memory = replay(&inputs, settings, runtime.handle(), |_, _| {})?.rows;
+            runtime.block_on(Door::open(Rows::Memory(&rows), &fingerprinter, limits)).map_err(one)?
+        }
+        true => {
+            if !args.archive.contains("://") && !PathBuf::from(&args.archive).is_dir() {
+                return Err(one(Error::user(format!("{}: no archive there; name one with --archive, or log files with --from", args.archive))));
+            }
+            let archive = runtime.block_on(Archive::open(&args.archive, &options)).map_err(one)?;
+            runtime.block_on(Door::open(Rows::Archive(&archive), &fingerprinter, limits)).map_err(one)?
+        }
+    };
+    let query = match args.query {
+        None if std::io::stdin().is_terminal() => return prompt(&runtime, &door, args.format),
+        None => Some(std::io::read_to_string(std::io::stdin()).map_err(|error| one(Error::environment("reading standard input").because(error)))?),
+        query => query,
+    };
+    let question = query.unwrap_or_default();
+    let asked = door.clone();
+    // On the runtime's own threads: their stacks are deep enough for any plan.
+    let answer = runtime.block_on(async move { tokio::spawn(async move { asked.ask(&question).await }).await });
+    let answer = answer.map_err(|_| one(Error::bug("the query panicked")))?.map_err(one)?;
+    write(&answer, args.format, &mut std::io::stdout()).map_err(one)?;
+    Ok(Outcome::Clean)
+}
+
+const HELP: &str = "\\dt tables   \\d TABLE columns   \\df functions   \\q quit   End a question with ;";
+
+fn prompt(runtime: &tokio::runtime::Runtime, door: &Door, format: Format) -> Result<Outcome, Vec<Error>> {
+    let one = |error: Error| vec![error];
+    let mut words: Vec<String> = door.tables();
+    words.extend(TABLES.iter().flat_map(|table| table.columns.iter().map(|column| column.name.to_owned())));
+    words.extend(FUNCTIONS.iter().map(|(name, ..)| (*name).to_owned()));
+    words.extend(["SELECT", "FROM", "WHERE", "GROUP BY", "ORDER BY", "LIMIT", "JOIN", "INTERVAL", "count(*)"].map(str::to_owned));
+    words.sort();
+    words.dedup();
+    let mut editor =
+        rustyline::Editor::<Words, rustyline::history::FileHistory>::new().map_err(|e| one(Error::environment("opening the terminal").because(e)))?;
+    editor.set_helper(Some(Words(words)));
+    let history = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".keyfuse_history"));
+    if let Some(path) = &history {
+        let _ = editor.load_history(path);
+    }
+    println!("{HELP}");
+    let mut question = String::new();
+    loop {
+        match editor.readline(if question.is_empty() { "keyfuse> " } else { "      -> " }) {
+            Ok(line) => {
+                let line = line.trim_end();
+                if question.is_empty() && line.starts_with('\\') {
+                    if line == "\\q" {
+                        break;
+                    }
+                    println!("{}", help(line, door));
+                    continue;
+                }
+                question.push_str(line);
+                question.push('\n');
+                if !line.ends_with(';') {
+                    continue;
+                }
+                let _ = editor.add_history_entry(question.trim());
+                let (asked, text) = (door.clone(), std::mem::take(&mut question));
+                let answer = runtime.block_on(async move { tokio::spawn(async move { asked.ask(&text).await }).await });
+                match answer.unwrap_or_else(|_| Err(Error::bug("the query panicked"))) {
+                    Ok(answer) => write(&answer, format, &mut std::io::stdout()).map_err(one)?,
+                    Err(error) => eprintln!("{error}"),
+                }
+            }
+            Err(ReadlineError::Interrupted) => question.clear(),
+            Err(_) => break,
+        }
+    }
+    if let Some(path) = &history {
+        let _ = editor.save_history(path);
+    }
+    Ok(Outcome::Clean)
+}
+
+fn help(line: &str, door: &Door) -> String {
+    let mut words = line.split_whitespace();
+    match (words.next(), words.next()) {
+        (Some("\\d"), Some(name)) => match (TABLES.iter().find(|table| table.name == name), VIEWS.iter().find(|(view, ..)| *view == name)) {
+            (Some(table), _) => {
+                let columns = table.columns.iter().map(|column| format!("  {:<24} {:<5} {}", column.name, format!("{:?}", column.kind), column.doc));
+                format!("{}\n{}", table.doc, columns.collect::<Vec<_>>().join("\n"))
+            }
+            (None, Some((_, sql, doc))) => format!("{doc}\n{sql}"),
+            (None, None) => format!("no table or view `{name}`; \\dt lists them"),
+        },
+        (Some("\\d" | "\\dt"), None) => {
+            let doc = |name: &str| {
+                TABLES.iter().find(|t| t.name == name).map(|t| t.doc).or_else(|| VIEWS.iter().find(|(view, ..)| *view == name).map(|(.., doc)| *doc))
+            };
+            let mut tables = door.tables();
+            tables.sort();
+            tables.iter().map(|name| format!("  {name:<22} {}", doc(name).unwrap_or_default())).collect::<Vec<_>>().join("\n")
+        }
+        (Some("\\df"), None) => FUNCTIONS.iter().map(|(name, args, doc)| format!("  {name}({args})  {doc}")).collect::<Vec<_>>().join("\n"),
+        _ => HELP.to_owned(),
+    }
+}
+
+/// Completes table, column and function names.
+#[derive(rustyline::Helper, rustyline::Hinter, rustyline::Highlighter, rustyline::Validator)]
+struct Words(Vec<String>);
+
+impl rustyline::completion::Completer for Words {
+    type Candidate = String;
+
+    fn complete(&self, line: &str, position: usize, _: &rustyline::Context<'_>) -> rustyline::Result<(usize, Vec<String>)> {
+        let start = line[..position].rfind(|c: char| !c.is_alphanumeric() && c != '_').map_or(0, |at| at + 1);
+        let typed = &line[start..position];
+        let found = self.0.iter().filter(|word| !typed.is_empty() && word.to_lowercase().starts_with(&typed.to_lowercase()));
+        Ok((start, found.cloned().collect()))
+    }
+}

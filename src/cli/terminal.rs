@@ -1,0 +1,76 @@
+//! What a person sees: alerts as short blocks, with colour where the terminal has it.
+
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+
+use keyfuse::alert::Alert;
+use keyfuse::clock::{Micros, rfc3339, spoken};
+use keyfuse::decode::parse_time;
+use keyfuse::detect::Detection;
+
+/// Whether standard output shows colours.
+pub fn coloured() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+pub struct Style {
+    pub colour: bool,
+}
+
+impl Style {
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    pub fn dim(&self, text: &str) -> String {
+        self.paint("2", text)
+    }
+
+    pub fn bold(&self, text: &str) -> String {
+        self.paint("1", text)
+    }
+
+    fn level(&self, level: &str) -> String {
+        let code = match level {
+            "critical" => "1;97;41",
+            "high" => "1;31",
+            "medium" => "33",
+            _ => "36",
+        };
+        self.paint(code, &format!(" {} ", level.to_uppercase()))
+    }
+
+    /// One alert: what, who, how fast, what it touched, what to do.
+    pub fn alert(&self, alert: &Alert, detection: Option<&Detection>, delay: Option<Micros>, steps: bool) -> String {
+        let mut out = String::new();
+        let keys: Vec<String> = alert.alert_key.iter().map(|(name, value)| format!("{name} {}", plain(value))).collect();
+        let again = if alert.revision > 1 { format!(" (update {})", alert.revision) } else { String::new() };
+        let _ =
+            writeln!(out, "{} {} {}{}  {}", self.level(&alert.level), self.bold(&alert.detection), self.bold(&alert.title), self.dim(&again), keys.join(", "));
+        let mut facts = vec![rfc3339(alert.first_time)];
+        if let Some(exposed) = alert.column("exposed_at").and_then(|text| parse_time(&text)) {
+            facts.push(format!("used {} after exposure", spoken((alert.first_time - exposed).max(0))));
+        }
+        if let Some(delay) = delay {
+            facts.push(format!("alerted {} after the row arrived", spoken(delay.max(0))));
+        }
+        if alert.findings() > 1 {
+            facts.push(format!("{} findings", alert.findings()));
+        }
+        let _ = writeln!(out, "   {}", facts.join(" · "));
+        let shown = |name: &&(&String, &serde_json::Value)| !name.1.is_null() && !matches!(name.0.as_str(), "exposed_at" | "event_id" | "depth" | "account_id");
+        let details: Vec<String> =
+            alert.payload.iter().collect::<Vec<_>>().iter().filter(shown).map(|(name, value)| format!("{name}={}", plain(value))).collect();
+        let _ = writeln!(out, "   {}", self.dim(&details.join("  ")));
+        if let (true, Some(detection)) = (steps, detection)
+            && let Some(first) = detection.what_to_do().lines().find(|line| line.starts_with("1."))
+        {
+            let _ = writeln!(out, "   → {}", first.trim_start_matches("1.").trim());
+        }
+        out
+    }
+}
+
+fn plain(value: &serde_json::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}

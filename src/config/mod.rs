@@ -1,0 +1,248 @@
+//! The one config file: text in, a proven [`Config`] out, with every problem named at once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::decode::{FORMATS, Format, format_by_name};
+use crate::detect::parse_length;
+use crate::error::{At, Error, Result};
+
+/// Everything `keyfuse run` needs to know.
+#[derive(Clone)]
+pub struct Config {
+    /// librdkafka settings, passed through.
+    pub kafka: BTreeMap<String, String>,
+    pub topics: Vec<Topic>,
+    /// Topic that refused records are also sent to.
+    pub dead_letter: Option<String>,
+    pub detections: PathBuf,
+    pub allow_list: Option<PathBuf>,
+    /// Folder of the alert log and the fingerprint key.
+    pub data: PathBuf,
+    pub archive: String,
+    pub archive_options: HashMap<String, String>,
+    pub commit_every: Duration,
+    pub keep_raw: bool,
+    /// Address of `/metrics`, `/healthz`, `/readyz`.
+    pub listen: std::net::SocketAddr,
+    /// NDJSON files that alerts go to; `-` is standard output.
+    pub ndjson: Vec<PathBuf>,
+    pub residue_budget: usize,
+}
+
+/// A topic to read.
+#[derive(Clone)]
+pub struct Topic {
+    pub name: String,
+    /// `None` is `auto`.
+    pub format: Option<&'static dyn Format>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    kafka: BTreeMap<String, toml::Value>,
+    topics: Vec<TopicSection>,
+    dead_letter: Option<String>,
+    detections: Option<PathBuf>,
+    allow_list: Option<PathBuf>,
+    data: Option<PathBuf>,
+    archive: ArchiveSection,
+    http: HttpSection,
+    sinks: SinksSection,
+    limits: LimitsSection,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TopicSection {
+    name: String,
+    #[serde(default = "auto")]
+    format: String,
+}
+
+fn auto() -> String {
+    "auto".into()
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct ArchiveSection {
+    path: Option<String>,
+    options: HashMap<String, String>,
+    commit_every: Option<String>,
+    raw: Option<bool>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct HttpSection {
+    listen: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct SinksSection {
+    ndjson: Vec<PathBuf>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct LimitsSection {
+    residue_budget: Option<String>,
+}
+
+impl Config {
+    /// Reads and proves a config file; relative paths in it start at its own folder.
+    ///
+    /// # Errors
+    /// All problems at once.
+    pub fn read(path: &Path) -> Result<Self, Vec<Error>> {
+        let text = std::fs::read_to_string(path).user_at(|| format!("reading the config {}", path.display())).map_err(|error| vec![error])?;
+        Self::parse(&text, path)
+    }
+
+    /// Proves the text of a config file.
+    ///
+    /// # Errors
+    /// All problems at once, each with the file, the setting and what to write.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, Vec<Error>> {
+        let file: File = toml::from_str(text).map_err(|error| vec![Error::user(format!("{}: {error}", path.display()))])?;
+        let mut problems = Vec::new();
+        let mut problem = |setting: &str, message: String| problems.push(Error::user(format!("{}: {setting}: {message}", path.display())));
+        let base = path.parent().unwrap_or(Path::new("."));
+        let near = |path: PathBuf| base.join(path);
+
+        let kafka: BTreeMap<String, String> = file.kafka.iter().filter_map(|(name, value)| Some((name.clone(), plain(value)?))).collect();
+        for (name, _) in file.kafka.iter().filter(|(_, value)| plain(value).is_none()) {
+            problem(&format!("[kafka] {name}"), "must be text, a number or true/false; quote the name, as in \"bootstrap.servers\"".into());
+        }
+        if !kafka.contains_key("bootstrap.servers") {
+            problem("[kafka]", "\"bootstrap.servers\" is missing, as in \"bootstrap.servers\" = \"localhost:9092\"".into());
+        }
+        if let Err(error) = crate::source::kafka::client_config(&kafka) {
+            problem("[kafka]", error.to_string());
+        }
+        if file.topics.is_empty() {
+            problem("[[topics]]", "name at least one topic, as in [[topics]] name = \"cloudtrail\"".into());
+        }
+        let mut topics: Vec<Topic> = Vec::new();
+        for section in file.topics {
+            let format = format_by_name(&section.format);
+            if format.is_none() && section.format != "auto" {
+                let known: Vec<&str> = FORMATS.iter().map(|format| format.name()).collect();
+                problem("[[topics]] format", format!("`{}` is no log format; write auto or one of {}", section.format, known.join(", ")));
+            }
+            if topics.iter().any(|topic| topic.name == section.name) {
+                problem("[[topics]] name", format!("`{}` is named twice", section.name));
+            }
+            topics.push(Topic { name: section.name, format });
+        }
+        if file.dead_letter.as_ref().is_some_and(|dead| topics.iter().any(|topic| topic.name == *dead)) {
+            problem("dead_letter", "is also read: every refused record would be refused again, for ever".into());
+        }
+        let detections = near(file.detections.unwrap_or_else(|| "detections".into()));
+        if !detections.is_dir() {
+            problem("detections", format!("{} is no folder", detections.display()));
+        }
+        let allow_list = file.allow_list.map(near);
+        if let Some(Err(error)) = allow_list.as_deref().map(crate::alert::AllowList::read) {
+            problem("allow_list", error.to_string());
+        }
+        let commit_every = file.archive.commit_every.as_deref().map_or(Some(5_000_000), parse_length).filter(|length| *length > 0);
+        if commit_every.is_none() {
+            problem("[archive] commit_every", "write a length such as 5s or 1m".into());
+        }
+        let listen = file.http.listen.unwrap_or_else(|| "127.0.0.1:9464".into()).parse();
+        if listen.is_err() {
+            problem("[http] listen", "write an address and port, such as 127.0.0.1:9464".into());
+        }
+        let residue_budget = file.limits.residue_budget.as_deref().map_or(Some(1 << 30), parse_bytes);
+        if residue_budget.is_none() {
+            problem("[limits] residue_budget", "write a size such as 512MiB or 2GiB".into());
+        }
+        let data = near(file.data.unwrap_or_else(|| "keyfuse-data".into()));
+        let archive = match file.archive.path {
+            Some(place) if place.contains("://") => place,
+            Some(place) => near(place.into()).to_string_lossy().into_owned(),
+            None => data.join("archive").to_string_lossy().into_owned(),
+        };
+        let ndjson = file.sinks.ndjson.into_iter().map(|path| if path.as_os_str() == "-" { path } else { near(path) }).collect();
+        match (commit_every, listen, residue_budget) {
+            (Some(commit_every), Ok(listen), Some(residue_budget)) if problems.is_empty() => Ok(Self {
+                kafka,
+                topics,
+                dead_letter: file.dead_letter,
+                detections,
+                allow_list,
+                data,
+                archive,
+                archive_options: file.archive.options,
+                commit_every: Duration::from_micros(commit_every.unsigned_abs()),
+                keep_raw: file.archive.raw.unwrap_or(true),
+                listen,
+                ndjson,
+                residue_budget,
+            }),
+            _ => Err(problems),
+        }
+    }
+}
+
+fn plain(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Boolean(flag) => Some(flag.to_string()),
+        _ => None,
+    }
+}
+
+/// `512MiB`, `2GiB`, `1000000`.
+pub fn parse_bytes(text: &str) -> Option<usize> {
+    let text = text.trim();
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let unit = match text[digits..].trim() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return None,
+    };
+    text[..digits].parse::<usize>().ok()?.checked_mul(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let text = r#"
+            detections = "nowhere"
+            dead_letter = "a"
+            [kafka]
+            "enable.auto.commit" = true
+            [[topics]]
+            name = "a"
+            format = "syslog"
+            [http]
+            listen = "everywhere"
+        "#;
+        let problems = Config::parse(text, Path::new("/etc/keyfuse.toml")).err().unwrap();
+        let all: String = problems.iter().map(|p| format!("{p}\n")).collect();
+        for wanted in ["bootstrap.servers", "enable.auto.commit", "syslog", "every refused record", "nowhere is no folder", "127.0.0.1:9464"] {
+            assert!(all.contains(wanted), "{wanted} in\n{all}");
+        }
+        assert!(problems.iter().all(|p| p.to_string().starts_with("/etc/keyfuse.toml: ")));
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_bytes("512MiB"), Some(512 << 20));
+        assert_eq!(parse_bytes("12 parsecs"), None);
+    }
+}

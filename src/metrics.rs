@@ -1,0 +1,156 @@
+//! Every metric: name, labels and meaning in one place. Labels are bounded sets; every series exists at zero from the start.
+
+use prometheus::{Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+
+use crate::decode::Reason;
+use crate::detect::Level;
+use crate::table::STREAMS;
+
+/// All metrics of one process.
+pub struct Metrics {
+    registry: Registry,
+    pub messages: IntCounterVec,
+    pub message_bytes: IntCounterVec,
+    pub rows: IntCounterVec,
+    pub late_rows: IntCounterVec,
+    pub rejects: IntCounterVec,
+    pub findings: IntCounterVec,
+    pub allowed: IntCounterVec,
+    pub alerts: IntCounterVec,
+    pub detection_errors: IntCounterVec,
+    pub detection_suspended: IntGaugeVec,
+    pub detection_seconds: prometheus::CounterVec,
+    pub detections_loaded: IntGauge,
+    pub reload_failures: IntCounter,
+    pub event_to_append: HistogramVec,
+    pub append_to_decided: Histogram,
+    pub decided_to_delivered: HistogramVec,
+    pub exposure_to_use: Histogram,
+    pub use_to_alert: Histogram,
+    pub residue_rows: IntGauge,
+    pub residue_bytes: IntGauge,
+    pub lag: IntGaugeVec,
+    pub archive_commits: IntCounter,
+    pub archive_failures: IntCounter,
+    pub archive_rows: IntCounter,
+    pub archive_bytes: IntCounter,
+    pub archive_commit_seconds: Histogram,
+    pub archive_last_commit: Gauge,
+    pub deliveries: IntCounterVec,
+    pub delivery_failures: IntCounterVec,
+}
+
+/// Where a name is not valid: a bug that the first scrape test finds.
+type Made<T> = prometheus::Result<T>;
+
+impl Metrics {
+    /// Creates and registers all metrics, with a series for each of these detections, topics and sinks.
+    ///
+    /// # Errors
+    /// A name taken twice: a bug.
+    pub fn new(detections: &[(String, String)], topics: &[String], sinks: &[String]) -> Made<Self> {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| register(&registry, IntCounterVec::new(Opts::new(name, help), labels)?);
+        let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help)?);
+        let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help)?);
+        let seconds =
+            |name: &str, help: &str, buckets: &[f64]| register(&registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?);
+        let latency = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
+        let race = [30.0, 67.0, 90.0, 300.0, 540.0, 1020.0, 3600.0, 86400.0, 864_000.0];
+        let delivery = [1.0, 10.0, 60.0, 120.0, 300.0, 600.0, 900.0, 1800.0, 3600.0, 86400.0];
+        let metrics = Self {
+            messages: counters("keyfuse_messages_total", "Messages read", &["topic"])?,
+            message_bytes: counters("keyfuse_message_bytes_total", "Bytes of messages read", &["topic"])?,
+            rows: counters("keyfuse_rows_total", "Rows decoded", &["table"])?,
+            late_rows: counters("keyfuse_late_rows_total", "Rows appended later after their event than the table's maximum delay", &["table"])?,
+            rejects: counters("keyfuse_rejects_total", "Records that could not become a row", &["reason"])?,
+            findings: counters("keyfuse_findings_total", "Rows returned by detections, repeats included", &["detection"])?,
+            allowed: counters("keyfuse_findings_allowed_total", "Findings that an allow-list entry covered", &["detection"])?,
+            alerts: counters("keyfuse_alerts_total", "New alerts", &["detection", "level"])?,
+            detection_errors: counters("keyfuse_detection_errors_total", "Evaluations that failed", &["detection"])?,
+            detection_suspended: register(
+                &registry,
+                IntGaugeVec::new(Opts::new("keyfuse_detection_suspended", "1 while a detection is switched off for lack of memory"), &["detection"])?,
+            )?,
+            detection_seconds: register(
+                &registry,
+                prometheus::CounterVec::new(Opts::new("keyfuse_detection_seconds_total", "Time spent evaluating"), &["detection"])?,
+            )?,
+            detections_loaded: gauge("keyfuse_detections_loaded", "Detections that are evaluated")?,
+            reload_failures: counter("keyfuse_reload_failures_total", "Reloads refused because a file was bad; the old detections kept running")?,
+            event_to_append: register(
+                &registry,
+                HistogramVec::new(HistogramOpts::new("keyfuse_event_to_append_seconds", "From the event to Kafka").buckets(delivery.to_vec()), &["table"])?,
+            )?,
+            append_to_decided: seconds("keyfuse_append_to_decided_seconds", "From the newest row that caused an alert to the alert", &latency)?,
+            decided_to_delivered: register(
+                &registry,
+                HistogramVec::new(
+                    HistogramOpts::new("keyfuse_decided_to_delivered_seconds", "From the alert to its delivery").buckets(latency.to_vec()),
+                    &["sink"],
+                )?,
+            )?,
+            exposure_to_use: seconds("keyfuse_exposure_to_use_seconds", "From exposure to first use, event time: the race", &race)?,
+            use_to_alert: seconds("keyfuse_use_to_alert_seconds", "From the first use of an exposed credential, event time, to the alert", &delivery)?,
+            residue_rows: gauge("keyfuse_residue_rows", "Rows kept for detections")?,
+            residue_bytes: gauge("keyfuse_residue_bytes", "Memory of kept rows")?,
+            lag: register(&registry, IntGaugeVec::new(Opts::new("keyfuse_lag_messages", "Messages not read yet"), &["topic", "partition"])?)?,
+            archive_commits: counter("keyfuse_archive_commits_total", "Flushes committed to the archive")?,
+            archive_failures: counter("keyfuse_archive_failures_total", "Flushes that failed and will be tried again")?,
+            archive_rows: counter("keyfuse_archive_rows_total", "Rows committed to the archive")?,
+            archive_bytes: counter("keyfuse_archive_bytes_total", "Bytes of Parquet written")?,
+            archive_commit_seconds: seconds("keyfuse_archive_commit_seconds", "Time of one flush", &latency)?,
+            archive_last_commit: register(&registry, Gauge::new("keyfuse_archive_last_commit_timestamp_seconds", "When the last flush was committed")?)?,
+            deliveries: counters("keyfuse_deliveries_total", "Alert revisions that a sink has taken", &["sink"])?,
+            delivery_failures: counters("keyfuse_delivery_failures_total", "Attempts that a sink refused", &["sink"])?,
+            registry,
+        };
+        for table in STREAMS {
+            metrics.rows.with_label_values(&[table.name]);
+            metrics.late_rows.with_label_values(&[table.name]);
+            metrics.event_to_append.with_label_values(&[table.name]);
+        }
+        for reason in Reason::ALL {
+            metrics.rejects.with_label_values(&[reason.name()]);
+        }
+        for topic in topics {
+            metrics.messages.with_label_values(&[topic]);
+            metrics.message_bytes.with_label_values(&[topic]);
+        }
+        for sink in sinks {
+            metrics.deliveries.with_label_values(&[sink]);
+            metrics.delivery_failures.with_label_values(&[sink]);
+            metrics.decided_to_delivered.with_label_values(&[sink]);
+        }
+        metrics.know_detections(detections);
+        Ok(metrics)
+    }
+
+    /// Creates the series of detections, by name and default level. A counter born at 1 would hide its first alert from `increase()`.
+    pub fn know_detections(&self, detections: &[(String, String)]) {
+        self.detections_loaded.set(detections.len() as i64);
+        for (name, _) in detections {
+            self.findings.with_label_values(&[name]);
+            self.allowed.with_label_values(&[name]);
+            self.detection_errors.with_label_values(&[name]);
+            self.detection_suspended.with_label_values(&[name]);
+            self.detection_seconds.with_label_values(&[name]);
+            for level in Level::ALL {
+                self.alerts.with_label_values(&[name.as_str(), level.name()]);
+            }
+        }
+    }
+
+    /// The page that Prometheus reads.
+    pub fn page(&self) -> String {
+        let mut page = Vec::new();
+        // Only a metric that was never initialised could fail here.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut page);
+        String::from_utf8(page).unwrap_or_default()
+    }
+}
+
+fn register<T: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: T) -> Made<T> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}

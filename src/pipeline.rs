@@ -1,0 +1,667 @@
+//! The whole line: source → decode → detect → alert → sinks, with the archive beside it. The only part that sees all of it.
+//!
+//! Three kinds of threads: `kafka` fetches; `engine` decodes, decides and writes the alert log; a Tokio runtime flushes the
+//! archive and serves HTTP. Bounded channels join them, so a slow part slows its source instead of filling memory.
+//!
+//! **The commit rule.** A range of offsets is committed only after every row of it is in the archive and every alert that came
+//! of it is in the fsynced alert log. The engine thread hands a flush over after the log is synced; the archive commits
+//! rows and positions atomically; only then the consumer group is told.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use arrow::array::{AsArray, BooleanArray};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
+use arrow::record_batch::RecordBatch;
+
+use crate::alert::{Alert, AlertBook, AlertLog, AllowList};
+use crate::archive::{Archive, ArchiveHistory, Flushed, Positions};
+use crate::clock::{self, Micros};
+use crate::config::Config;
+use crate::decode::{Decoder, Message};
+use crate::detect::{Detection, Engine, History, LookBack, Memory, read_folder};
+use crate::error::{At, Error, Fault, Result};
+use crate::metrics::Metrics;
+use crate::secret::Fingerprinter;
+use crate::sink::{Delivery, Ndjson, Parcel, Sink};
+use crate::source::broker::Sender as KafkaSender;
+use crate::source::kafka::{Event, Fetched, KafkaSource, Poll, client_config};
+use crate::table::{Rows, TABLES, Table, alerts, cloudtrail as system, rejects};
+
+/// How far back alerts stay in memory and in the alert log after their last finding.
+const ALERTS_STAY: Micros = 100 * clock::DAY;
+/// Most often that a change of one alert is delivered.
+const UPDATE_EVERY: Micros = 10 * clock::SECOND;
+/// Rows not yet archived before the engine waits for a flush (bytes of text).
+const UNARCHIVED_BYTES: usize = 512 << 20;
+/// A flush is due at this size even before its time (bytes of text).
+const FLUSH_BYTES: usize = 64 << 20;
+
+/// What a running service tells about itself, for HTTP and the terminal.
+#[derive(Default)]
+pub struct Health {
+    pub ready: AtomicBool,
+    pub last_progress: AtomicU64,
+    pub problem: RwLock<Option<String>>,
+}
+
+impl Health {
+    fn fail(&self, problem: Option<String>) {
+        *self.problem.write().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    /// Why the service is not well, if it is not.
+    pub fn trouble(&self) -> Option<String> {
+        self.problem.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Something to show on a terminal.
+pub enum Show {
+    /// A new or changed alert, and how long after the newest of its rows it was decided (microseconds).
+    Alert(Box<Alert>, Option<Micros>),
+    /// Rows decoded, by table, and messages waiting in Kafka.
+    Rows(Vec<(&'static str, u64)>),
+}
+
+/// Orders to a running service.
+pub enum Order {
+    Reload,
+    Stop,
+}
+
+/// A running service.
+pub struct Service {
+    pub metrics: Arc<Metrics>,
+    pub health: Arc<Health>,
+    orders: Sender<Order>,
+    engine: std::thread::JoinHandle<Result<()>>,
+}
+
+impl Service {
+    /// Opens everything and starts to work. `show` gets what a terminal may want to print.
+    ///
+    /// # Errors
+    /// All detections that are refused, or the first part that cannot be opened.
+    pub fn start(config: &Config, runtime: tokio::runtime::Handle, show: Option<SyncSender<Show>>) -> Result<Self, Vec<Error>> {
+        let one = |error: Error| vec![error];
+        let detections = read_folder(&config.detections)?;
+        let fingerprinter = Fingerprinter::from_file(&config.data.join("fingerprint.key")).map_err(one)?;
+        let engine = Engine::new(&detections, &fingerprinter)?.with_residue_budget(config.residue_budget);
+        let allow = config.allow_list.as_deref().map_or(Ok(AllowList::default()), AllowList::read).map_err(one)?;
+        let (log, recovered) = AlertLog::open(&config.data.join("alerts.log")).map_err(one)?;
+        let log = Arc::new(Mutex::new(log));
+        let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
+        for path in &config.ndjson {
+            sinks.push(Box::new(Ndjson::open(path).map_err(one)?));
+        }
+        let names = names_of(&detections);
+        let topics: Vec<String> = config.topics.iter().map(|topic| topic.name.clone()).collect();
+        let sink_names: Vec<String> = sinks.iter().map(|sink| sink.name().to_owned()).collect();
+        let metrics = Metrics::new(&names, &topics, &sink_names).map_err(|error| one(Error::bug("metrics").because(error)))?;
+        let metrics = Arc::new(metrics);
+        let archive = Arc::new(runtime.block_on(Archive::open(&config.archive, &config.archive_options)).map_err(one)?);
+
+        let (events_in, events) = sync_channel(8);
+        let (orders, orders_out) = channel();
+        let starts = {
+            let (archive, runtime) = (Arc::clone(&archive), runtime.clone());
+            Box::new(move |partitions: &[(String, i32)]| runtime.block_on(archive.positions(&rejects::TABLE, partitions)))
+        };
+        let kafka = client_config(&config.kafka).map_err(one)?;
+        let source = KafkaSource::start(&kafka, &topics, starts, events_in).map_err(one)?;
+        let dead_letter = match &config.dead_letter {
+            Some(topic) => Some((KafkaSender::new(&kafka).map_err(one)?, topic.clone())),
+            None => None,
+        };
+        let mut deliveries = Vec::new();
+        for sink in sinks {
+            let delivery = Delivery::start(sink, Arc::clone(&log), Arc::clone(&metrics));
+            deliveries.push(delivery.map_err(|error| one(Error::environment("starting a sink's thread").because(error)))?);
+        }
+        let mut book = AlertBook::new(allow);
+        let mut unarchived = BTreeSet::new();
+        for alert in recovered.alerts {
+            for delivery in &deliveries {
+                let taken = recovered.delivered.get(&(alert.alert_id.clone(), delivery.name().to_owned()));
+                if taken.is_none_or(|revision| *revision < alert.revision) {
+                    let detection = detections.iter().find(|d| d.id == alert.detection_id);
+                    delivery.send(Parcel { document: alert.document(detection), alert: alert.clone() });
+                }
+            }
+            if recovered.archived.get(&alert.alert_id).is_none_or(|revision| *revision < alert.revision) {
+                unarchived.insert(alert.alert_id.clone());
+            }
+            book.restore(alert);
+        }
+        let health = Arc::new(Health::default());
+        let worker = Worker {
+            decoders: config.topics.iter().map(|t| (t.name.clone(), Decoder::new(t.format, fingerprinter.clone(), config.keep_raw))).collect(),
+            past: Past {
+                memory: Memory::default(),
+                flushing: Mutex::default(),
+                archive: ArchiveHistory { archive: Arc::clone(&archive), runtime: runtime.clone() },
+            },
+            config: config.clone(),
+            fingerprinter,
+            detections: detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect(),
+            engine,
+            book,
+            log,
+            deliveries,
+            metrics: Arc::clone(&metrics),
+            health: Arc::clone(&health),
+            archive,
+            runtime,
+            source,
+            dead_letter,
+            show,
+            positions: Positions::new(),
+            floors: HashMap::new(),
+            progress: HashMap::new(),
+            unlogged: BTreeSet::new(),
+            last_told: HashMap::new(),
+            unarchived,
+            unarchived_bytes: 0,
+            flush: None,
+            last_flush: Instant::now(),
+            failed: None,
+            rows: BTreeMap::new(),
+            restored: false,
+        };
+        let engine = std::thread::Builder::new()
+            .name("engine".into())
+            .stack_size(16 << 20)
+            .spawn(move || worker.run(&events, &orders_out))
+            .map_err(|error| one(Error::environment("starting the engine thread").because(error)))?;
+        Ok(Self { metrics, health, orders, engine })
+    }
+
+    /// Reads the detections again; a bad file keeps the old ones running.
+    pub fn reload(&self) {
+        let _ = self.orders.send(Order::Reload);
+    }
+
+    /// Whether it still works.
+    pub fn is_running(&self) -> bool {
+        !self.engine.is_finished()
+    }
+
+    /// Drains, flushes, commits, delivers, and ends.
+    ///
+    /// # Errors
+    /// What ended the service before it was asked to.
+    pub fn stop(self) -> Result<()> {
+        let _ = self.orders.send(Order::Stop);
+        self.engine.join().map_err(|_| Error::bug("the engine thread panicked"))?
+    }
+}
+
+fn names_of(detections: &[Detection]) -> Vec<(String, String)> {
+    detections.iter().map(|d| (d.name.clone(), d.level.name().to_owned())).collect()
+}
+
+/// What is not yet in the archive, what is on its way there, and the archive.
+struct Past {
+    memory: Memory,
+    flushing: Mutex<Vec<(&'static Table, RecordBatch)>>,
+    archive: ArchiveHistory,
+}
+
+impl History for Past {
+    fn rows(&self, ask: &LookBack<'_>) -> Result<Vec<RecordBatch>> {
+        // Hot first: a row that moves on meanwhile is seen twice, never missed.
+        let mut rows = self.memory.rows(ask)?;
+        let flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        rows.extend(flushing.into_iter().filter(|(table, _)| std::ptr::eq(*table, ask.table)).map(|(_, batch)| batch));
+        rows.extend(self.archive.rows(ask)?);
+        Ok(rows)
+    }
+
+    fn is_kept(&self) -> bool {
+        true
+    }
+}
+
+/// A flush on its way, whole enough to be tried again.
+struct Pending {
+    batches: Vec<(&'static Table, RecordBatch)>,
+    positions: Positions,
+    alerts: Vec<Alert>,
+    committed: BTreeSet<&'static str>,
+}
+
+type FlushResult = (Result<Flushed>, Pending, Duration);
+
+struct Worker {
+    config: Config,
+    fingerprinter: Fingerprinter,
+    detections: HashMap<String, Arc<Detection>>,
+    decoders: HashMap<String, Decoder>,
+    engine: Engine,
+    book: AlertBook,
+    log: Arc<Mutex<AlertLog>>,
+    deliveries: Vec<Delivery>,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    archive: Arc<Archive>,
+    runtime: tokio::runtime::Handle,
+    source: KafkaSource,
+    dead_letter: Option<(KafkaSender, String)>,
+    show: Option<SyncSender<Show>>,
+    past: Past,
+    /// Behind the last message taken, by partition.
+    positions: Positions,
+    /// Where a table is ahead of `rejects`: rows below are already in it.
+    floors: HashMap<(&'static str, String, i32), i64>,
+    /// Latest append time, by partition.
+    progress: HashMap<(String, i32), Micros>,
+    /// Alerts whose newest revision is not in the log yet, because they changed only moments ago.
+    unlogged: BTreeSet<String>,
+    last_told: HashMap<String, Micros>,
+    unarchived: BTreeSet<String>,
+    unarchived_bytes: usize,
+    flush: Option<Receiver<FlushResult>>,
+    last_flush: Instant,
+    /// A flush that failed, to be tried again before anything newer.
+    failed: Option<Pending>,
+    rows: BTreeMap<&'static str, u64>,
+    restored: bool,
+}
+
+impl Worker {
+    fn run(mut self, events: &Receiver<Event>, orders: &Receiver<Order>) -> Result<()> {
+        let ended = self.work(events, orders);
+        if let Err(error) = &ended {
+            self.health.fail(Some(error.to_string()));
+            tracing::error!(%error, "the service stops");
+        }
+        let closed = match &ended {
+            Ok(()) => self.close(),
+            Err(_) => Ok(()),
+        };
+        self.source.join();
+        for delivery in self.deliveries {
+            delivery.finish();
+        }
+        ended.and(closed)
+    }
+
+    fn work(&mut self, events: &Receiver<Event>, orders: &Receiver<Order>) -> Result<()> {
+        let mut stopping = false;
+        loop {
+            match orders.try_recv() {
+                Ok(Order::Reload) => self.reload(),
+                Ok(Order::Stop) => {
+                    stopping = true;
+                    self.source.stop();
+                }
+                Err(_) => {}
+            }
+            match events.recv_timeout(Duration::from_millis(50)) {
+                Ok(Event::Poll(poll)) => self.poll(poll)?,
+                Ok(Event::Assigned(starts)) => self.assigned(starts)?,
+                Ok(Event::Revoked(done)) => {
+                    self.flush_and_wait()?;
+                    self.positions.clear();
+                    self.progress.clear();
+                    let _ = done.send(());
+                }
+                Ok(Event::Ended(Some(error))) => return Err(error),
+                Ok(Event::Ended(None)) => return Ok(()),
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.tell_updates(false)?;
+            self.finish_flush(false)?;
+            let due = self.last_flush.elapsed() >= self.config.commit_every || self.unarchived_bytes >= FLUSH_BYTES;
+            if due && !stopping {
+                self.start_flush()?;
+            }
+            while self.unarchived_bytes >= UNARCHIVED_BYTES && !stopping {
+                // The archive does not keep up: wait for it instead of filling memory. Kafka keeps the rest.
+                self.finish_flush(true)?;
+                self.start_flush()?;
+                std::thread::sleep(Duration::from_millis(if self.failed.is_some() { 500 } else { 0 }));
+                stopping = matches!(orders.try_recv(), Ok(Order::Stop));
+            }
+            self.health.last_progress.store(clock::now() as u64, Ordering::Relaxed);
+        }
+    }
+
+    fn assigned(&mut self, starts: Positions) -> Result<()> {
+        let partitions: Vec<(String, i32)> = starts.keys().cloned().collect();
+        for table in TABLES.iter().filter(|table| !std::ptr::eq(**table, &rejects::TABLE)) {
+            for (partition, offset) in self.runtime.block_on(self.archive.positions(table, &partitions))? {
+                if starts.get(&partition).is_some_and(|start| offset > *start) {
+                    self.floors.insert((table.name, partition.0, partition.1), offset);
+                }
+            }
+        }
+        if !self.restored {
+            self.restored = true;
+            let started = Instant::now();
+            self.engine.restore(&self.past, Micros::MIN)?;
+            self.decide(None)?;
+            tracing::info!(rows = self.engine.residue_rows(), seconds = started.elapsed().as_secs_f32(), "residue rebuilt from the archive");
+        }
+        self.positions.extend(starts);
+        self.health.ready.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn poll(&mut self, poll: Poll) -> Result<()> {
+        for Fetched { topic, partition, offset, append_time, value } in &poll.messages {
+            let Some(decoder) = self.decoders.get_mut(topic.as_ref()) else { continue };
+            decoder.decode(Message { bytes: value, topic, partition: *partition, offset: Some(*offset), line: 1, append_time: *append_time });
+            self.metrics.messages.with_label_values(&[topic.as_ref()]).inc();
+            self.metrics.message_bytes.with_label_values(&[topic.as_ref()]).inc_by(value.len() as u64);
+            self.positions.insert((topic.to_string(), *partition), offset + 1);
+            if let Some(time) = append_time {
+                let latest = self.progress.entry((topic.to_string(), *partition)).or_insert(*time);
+                *latest = (*latest).max(*time);
+            }
+            self.unarchived_bytes += value.len();
+        }
+        let batches: Vec<_> = self.decoders.values_mut().flat_map(Decoder::finish).collect();
+        for (table, batch) in batches {
+            let Some(batch) = self.without_known_rows(table, batch)? else { continue };
+            self.count(table, &batch);
+            self.past.memory.add(table, &batch);
+            if std::ptr::eq(table, &rejects::TABLE) {
+                self.send_dead_letters(&batch);
+            }
+            self.engine.push(table, &batch)?;
+        }
+        self.decide(Some(poll.received_at))?;
+        if let Some(progress) = self.progress.values().min() {
+            self.engine.advance(*progress, &self.past);
+            self.book.forget_before(progress - ALERTS_STAY);
+        }
+        self.show_rows();
+        Ok(())
+    }
+
+    /// Drops rows that their table already has, after a crash between the commits of two tables.
+    fn without_known_rows(&self, table: &'static Table, batch: RecordBatch) -> Result<Option<RecordBatch>> {
+        if self.floors.is_empty() {
+            return Ok(Some(batch));
+        }
+        let topics = batch.column(system::TOPIC).as_dictionary::<Int32Type>();
+        let names = topics.values().as_string::<i32>();
+        let partitions = batch.column(system::PARTITION).as_primitive::<Int64Type>();
+        let offsets = batch.column(system::OFFSET).as_primitive::<Int64Type>();
+        let new: BooleanArray = (0..batch.num_rows())
+            .map(|row| {
+                let topic = names.value(topics.keys().value(row) as usize);
+                let floor = self.floors.get(&(table.name, topic.to_owned(), partitions.value(row) as i32));
+                Some(floor.is_none_or(|floor| offsets.value(row) >= *floor))
+            })
+            .collect();
+        let batch = filter_record_batch(&batch, &new)?;
+        Ok((batch.num_rows() > 0).then_some(batch))
+    }
+
+    fn count(&mut self, table: &'static Table, batch: &RecordBatch) {
+        *self.rows.entry(table.name).or_default() += batch.num_rows() as u64;
+        if std::ptr::eq(table, &rejects::TABLE) {
+            let reasons = batch.column(rejects::REASON).as_dictionary::<Int32Type>();
+            let names = reasons.values().as_string::<i32>();
+            for key in reasons.keys().iter().flatten() {
+                self.metrics.rejects.with_label_values(&[names.value(key as usize)]).inc();
+            }
+            return;
+        }
+        self.metrics.rows.with_label_values(&[table.name]).inc_by(batch.num_rows() as u64);
+        self.metrics.late_rows.with_label_values(&[table.name]).inc_by(batch.column(system::LATE).as_boolean().true_count() as u64);
+        let delay = self.metrics.event_to_append.with_label_values(&[table.name]);
+        let events = batch.column(system::EVENT_TIME).as_primitive::<TimestampMicrosecondType>();
+        let appends = batch.column(system::APPEND_TIME).as_primitive::<TimestampMicrosecondType>();
+        for (event, append) in events.values().iter().zip(appends.values()) {
+            delay.observe((append - event) as f64 / 1e6);
+        }
+    }
+
+    /// Evaluates, merges, logs and hands out. New alerts are durable and on their way when this returns.
+    fn decide(&mut self, received_at: Option<Micros>) -> Result<()> {
+        let findings = self.engine.tick(&self.past)?;
+        for (detection, problem) in self.engine.take_problems() {
+            self.metrics.detection_errors.with_label_values(&[&detection]).inc();
+            tracing::error!(detection, problem, "evaluation failed");
+        }
+        for report in self.engine.report() {
+            self.metrics.detection_suspended.with_label_values(&[&report.detection]).set(i64::from(report.suspended.is_some()));
+            let seconds = self.metrics.detection_seconds.with_label_values(&[&report.detection]);
+            seconds.inc_by((report.busy_seconds - seconds.get()).max(0.0));
+        }
+        self.metrics.residue_rows.set(self.engine.residue_rows() as i64);
+        self.metrics.residue_bytes.set(self.engine.residue_bytes() as i64);
+        if findings.is_empty() {
+            return Ok(());
+        }
+        for finding in &findings {
+            self.metrics.findings.with_label_values(&[&finding.detection.name]).inc();
+        }
+        let now = clock::now();
+        let allowed_before = self.book.allowed().clone();
+        let changed = self.book.merge(&findings, now, received_at);
+        for (detection, count) in self.book.allowed() {
+            let before = allowed_before.get(detection).copied().unwrap_or(0);
+            self.metrics.allowed.with_label_values(&[detection]).inc_by(count - before);
+        }
+        for id in &changed {
+            if let Some(alert) = self.book.get(id).filter(|alert| alert.revision == 1) {
+                self.observe(alert, received_at);
+            }
+        }
+        self.unlogged.extend(changed);
+        self.tell_updates(false)
+    }
+
+    fn observe(&self, alert: &Alert, received_at: Option<Micros>) {
+        self.metrics.alerts.with_label_values(&[&alert.detection, &alert.level]).inc();
+        if let Some(received_at) = received_at {
+            self.metrics.append_to_decided.observe((alert.decided_at - received_at).max(0) as f64 / 1e6);
+        }
+        if let Some(exposed_at) = alert.column("exposed_at").and_then(|text| crate::decode::parse_time(&text))
+            && alert.detection == "EXP-01"
+        {
+            self.metrics.exposure_to_use.observe((alert.first_time - exposed_at).max(0) as f64 / 1e6);
+            self.metrics.use_to_alert.observe((alert.decided_at - alert.first_time).max(0) as f64 / 1e6);
+        }
+    }
+
+    /// Logs and delivers alerts that are new, or that changed and were not told of for a while (or at all costs).
+    fn tell_updates(&mut self, all: bool) -> Result<()> {
+        if self.unlogged.is_empty() {
+            return Ok(());
+        }
+        let now = clock::now();
+        let due: Vec<Alert> = self
+            .unlogged
+            .iter()
+            .filter_map(|id| self.book.get(id))
+            .filter(|alert| all || self.last_told.get(&alert.alert_id).is_none_or(|told| now - told >= UPDATE_EVERY))
+            .cloned()
+            .collect();
+        if due.is_empty() {
+            return Ok(());
+        }
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).append(&due)?;
+        for alert in due {
+            self.unlogged.remove(&alert.alert_id);
+            self.unarchived.insert(alert.alert_id.clone());
+            self.last_told.insert(alert.alert_id.clone(), now);
+            let detection = self.detections.get(&alert.detection);
+            let document = alert.document(detection.map(Arc::as_ref));
+            for delivery in &self.deliveries {
+                delivery.send(Parcel { alert: alert.clone(), document: document.clone() });
+            }
+            if let Some(show) = &self.show {
+                let delay = alert.caused_at.map(|caused| alert.decided_at - caused);
+                let _ = show.try_send(Show::Alert(Box::new(alert), delay));
+            }
+        }
+        if self.last_told.len() > 100_000 {
+            self.last_told.retain(|_, told| now - *told < UPDATE_EVERY);
+        }
+        Ok(())
+    }
+
+    /// Hands what is not archived to a flush, if none is under way. One that failed is tried again as it was.
+    fn start_flush(&mut self) -> Result<()> {
+        if self.flush.is_some() {
+            return Ok(());
+        }
+        // The commit rule: first every alert of the range is in the log.
+        self.tell_updates(true)?;
+        self.last_flush = Instant::now();
+        self.update_lag();
+        let mut pending = match self.failed.take() {
+            Some(pending) => pending,
+            None => match self.new_flush() {
+                Some(pending) => pending,
+                None => return Ok(()),
+            },
+        };
+        let (done, result) = sync_channel(1);
+        let archive = Arc::clone(&self.archive);
+        self.runtime.spawn(async move {
+            let started = Instant::now();
+            let flushed = archive.flush(&pending.batches, &pending.positions, &mut pending.committed).await;
+            let _ = done.send((flushed, pending, started.elapsed()));
+        });
+        self.flush = Some(result);
+        Ok(())
+    }
+
+    fn new_flush(&mut self) -> Option<Pending> {
+        let changed: Vec<Alert> = std::mem::take(&mut self.unarchived).iter().filter_map(|id| self.book.get(id)).cloned().collect();
+        let mut batches = self.past.memory.take();
+        if batches.is_empty() && changed.is_empty() {
+            return None;
+        }
+        self.past.flushing.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&batches);
+        self.unarchived_bytes = 0;
+        if !changed.is_empty() {
+            let mut rows = Rows::new(&alerts::TABLE);
+            changed.iter().for_each(|alert| alert.append(&mut rows));
+            batches.push((&alerts::TABLE, rows.finish()));
+        }
+        Some(Pending { batches, positions: self.positions.clone(), alerts: changed, committed: BTreeSet::new() })
+    }
+
+    fn finish_flush(&mut self, wait: bool) -> Result<()> {
+        let Some(result) = &self.flush else { return Ok(()) };
+        let result = match wait {
+            true => result.recv().ok(),
+            false => match result.try_recv() {
+                Ok(result) => Some(result),
+                Err(std::sync::mpsc::TryRecvError::Empty) => return Ok(()),
+                Err(std::sync::mpsc::TryRecvError::Disconnected) => None,
+            },
+        };
+        self.flush = None;
+        let Some((flushed, pending, took)) = result else { return Err(Error::bug("a flush ended without a word")) };
+        match flushed {
+            Ok(flushed) => {
+                self.past.flushing.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                self.log.lock().unwrap_or_else(PoisonError::into_inner).archived(&pending.alerts)?;
+                self.source.commit(&pending.positions, false);
+                self.metrics.archive_commits.inc();
+                self.metrics.archive_rows.inc_by(flushed.rows);
+                self.metrics.archive_bytes.inc_by(flushed.bytes);
+                self.metrics.archive_commit_seconds.observe(took.as_secs_f64());
+                self.metrics.archive_last_commit.set(clock::now() as f64 / 1e6);
+                self.health.fail(None);
+                Ok(())
+            }
+            // Another owner, or a commit of which nobody knows whether it happened: starting again reads what is true.
+            Err(error) if error.fault == Fault::Conflict => Err(error),
+            Err(error) => {
+                self.metrics.archive_failures.inc();
+                tracing::error!(%error, "the archive could not be written; alerts go on, nothing is committed, it will be tried again");
+                self.health.fail(Some(error.to_string()));
+                self.failed = Some(pending);
+                Ok(())
+            }
+        }
+    }
+
+    /// Archives everything taken so far, or says why not.
+    fn flush_and_wait(&mut self) -> Result<()> {
+        self.finish_flush(true)?;
+        let again = self.failed.is_some();
+        for _ in 0..=usize::from(again) {
+            self.start_flush()?;
+            self.finish_flush(true)?;
+        }
+        match (&self.failed, self.health.trouble()) {
+            (Some(_), trouble) => Err(Error::environment(format!("the archive could not be written: {}", trouble.unwrap_or_default()))),
+            (None, _) => Ok(()),
+        }
+    }
+
+    fn close(&mut self) -> Result<()> {
+        self.decide(None)?;
+        self.flush_and_wait()?;
+        self.source.commit(&self.positions, true);
+        Ok(())
+    }
+
+    fn update_lag(&self) {
+        for ((topic, partition), lag) in self.source.lag(&self.positions) {
+            self.metrics.lag.with_label_values(&[topic.as_str(), &partition.to_string()]).set(lag);
+        }
+    }
+
+    fn show_rows(&self) {
+        if let Some(show) = &self.show {
+            let _ = show.try_send(Show::Rows(self.rows.iter().map(|(table, rows)| (*table, *rows)).collect()));
+        }
+    }
+
+    fn send_dead_letters(&self, batch: &RecordBatch) {
+        let Some((sender, topic)) = &self.dead_letter else { return };
+        let mut lines = Vec::new();
+        let mut writer = arrow::json::LineDelimitedWriter::new(&mut lines);
+        let written = writer.write(batch).and_then(|()| writer.finish());
+        drop(writer);
+        let sent = written.at(|| "dead letter".into()).and_then(|()| {
+            lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).try_for_each(|line| sender.send(topic, None, None, line, None))?;
+            sender.flush(Duration::from_secs(10))
+        });
+        if let Err(error) = sent {
+            tracing::error!(%error, "dead letters could not be sent; the records are in the rejects table");
+        }
+    }
+
+    fn reload(&mut self) {
+        let outcome = read_folder(&self.config.detections).and_then(|detections| {
+            let engine = Engine::new(&detections, &self.fingerprinter)?.with_residue_budget(self.config.residue_budget);
+            let allow = self.config.allow_list.as_deref().map_or(Ok(AllowList::default()), AllowList::read).map_err(|error| vec![error])?;
+            Ok((detections, engine, allow))
+        });
+        let loaded = outcome.and_then(|(detections, mut engine, allow)| {
+            engine.restore(&self.past, Micros::MIN).map_err(|error| vec![error])?;
+            self.metrics.know_detections(&names_of(&detections));
+            self.detections = detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect();
+            self.engine = engine;
+            self.book.set_allow_list(allow);
+            self.decide(None).map_err(|error| vec![error])
+        });
+        match loaded {
+            Ok(()) => tracing::info!(detections = self.detections.len(), "detections reloaded"),
+            Err(errors) => {
+                self.metrics.reload_failures.inc();
+                for error in errors {
+                    tracing::error!(%error, "reload refused; the detections that were running go on");
+                }
+            }
+        }
+    }
+}

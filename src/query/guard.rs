@@ -1,0 +1,69 @@
+//! Refuses, before planning, what would harm the process: the planner's recursion is not bounded by the parser's.
+
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+
+use crate::error::{Error, Result};
+use crate::limits::{SQL_BYTES, SQL_NESTING, SQL_TOKENS};
+
+/// Statements that only read.
+const READING: [&str; 6] = ["SELECT", "WITH", "VALUES", "EXPLAIN", "SHOW", "DESCRIBE"];
+
+/// Checks size, nesting and kind of a statement by its tokens alone.
+///
+/// # Errors
+/// Says which bound was passed, or what is not allowed.
+pub fn check(sql: &str) -> Result<()> {
+    if sql.len() > SQL_BYTES {
+        return Err(Error::user(format!("the query is {} bytes long; the limit is {SQL_BYTES}", sql.len())));
+    }
+    let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().map_err(|error| Error::user(format!("SQL: {error}")))?;
+    let mut words = tokens.iter().filter(|token| !matches!(token, Token::Whitespace(_)));
+    let (mut count, mut depth, mut deepest) = (0usize, 0usize, 0usize);
+    let first = words.clone().find(|token| !matches!(token, Token::LParen)).map(ToString::to_string).unwrap_or_default().to_uppercase();
+    if !READING.contains(&first.as_str()) {
+        let what = if first.is_empty() { "nothing" } else { first.as_str() };
+        return Err(Error::user(format!("{what} is not a question: only {} are answered here", READING.join(", "))));
+    }
+    let mut ended = false;
+    for token in &mut words {
+        count += 1;
+        match token {
+            Token::LParen | Token::LBracket => depth += 1,
+            Token::RParen | Token::RBracket => depth = depth.saturating_sub(1),
+            Token::SemiColon => ended = true,
+            _ if ended => return Err(Error::user("one statement at a time")),
+            _ => {}
+        }
+        // `CASE`, `NOT` and `-` nest without brackets; a chain of them is bounded by the token limit below.
+        deepest = deepest.max(depth);
+    }
+    if count > SQL_TOKENS {
+        return Err(Error::user(format!(
+            "the query has {count} words and signs; the limit is {SQL_TOKENS}. For long lists of values use IN (…), or a smaller list"
+        )));
+    }
+    if deepest > SQL_NESTING {
+        return Err(Error::user(format!("brackets are nested {deepest} deep; the limit is {SQL_NESTING}")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_questions_of_a_bearable_size_pass() {
+        assert!(check("SELECT 1").is_ok());
+        assert!(check("-- hello\n(SELECT 1);").is_ok());
+        assert!(check("EXPLAIN SELECT 1").is_ok());
+        for bad in ["DROP TABLE cloudtrail", "COPY cloudtrail TO '/tmp/x'", "SELECT 1; SELECT 2", "", "SET a = 1", "INSERT INTO alerts VALUES (1)"] {
+            assert!(check(bad).is_err(), "{bad}");
+        }
+        let chain = format!("SELECT 1 WHERE {}", vec!["1=1"; 20_000].join(" OR "));
+        assert!(check(&chain).is_err());
+        let deep = format!("SELECT {}1{}", "(".repeat(60), ")".repeat(60));
+        assert!(check(&deep).is_err());
+    }
+}

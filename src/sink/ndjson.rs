@@ -1,0 +1,57 @@
+//! Alerts as lines of JSON, in a file or on standard output.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::Sink;
+use crate::alert::Alert;
+use crate::error::{At, Result};
+
+/// One JSON object per alert revision.
+pub struct Ndjson {
+    name: String,
+    path: PathBuf,
+    /// None is standard output.
+    file: Option<File>,
+}
+
+impl Ndjson {
+    /// Opens the file for appending; `-` is standard output. A line that a crash cut short is closed first.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn open(path: &Path) -> Result<Self> {
+        let place = || format!("opening the alert file {}", path.display());
+        let file = match path.as_os_str() == "-" {
+            true => None,
+            false => {
+                if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+                    std::fs::create_dir_all(folder).at(place)?;
+                }
+                let cut = std::fs::read(path).is_ok_and(|bytes| bytes.last().is_some_and(|last| *last != b'\n'));
+                let mut file = OpenOptions::new().create(true).append(true).open(path).at(place)?;
+                if cut {
+                    file.write_all(b"\n").at(place)?;
+                }
+                Some(file)
+            }
+        };
+        Ok(Self { name: format!("ndjson:{}", path.display()), path: path.to_owned(), file })
+    }
+}
+
+impl Sink for Ndjson {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn deliver(&mut self, _: &Alert, document: &serde_json::Value) -> Result<()> {
+        let line = format!("{document}\n");
+        let place = || format!("writing the alert file {}", self.path.display());
+        match &mut self.file {
+            Some(file) => file.write_all(line.as_bytes()).at(place),
+            None => std::io::stdout().lock().write_all(line.as_bytes()).at(place),
+        }
+    }
+}

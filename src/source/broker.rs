@@ -1,0 +1,78 @@
+//! An in-process broker that speaks Kafka's protocol (librdkafka's mock cluster), for the demo and for tests.
+//!
+//! It forgets all but 5 MiB per partition and keeps nothing on disk: real deployments use Kafka.
+
+use rdkafka::ClientConfig;
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+
+use crate::clock::Micros;
+use crate::error::{At, Error, Result};
+
+/// A broker that lives as long as this value.
+pub struct Broker {
+    cluster: MockCluster<'static, DefaultProducerContext>,
+}
+
+impl Broker {
+    /// Starts a broker on a free port of the loopback interface.
+    ///
+    /// # Errors
+    /// No socket to be had.
+    pub fn start() -> Result<Self> {
+        Ok(Self { cluster: MockCluster::new(1).at(|| "starting the embedded broker".into())? })
+    }
+
+    pub fn create_topic(&self, name: &str, partitions: i32) -> Result<()> {
+        self.cluster.create_topic(name, partitions, 1).at(|| format!("creating topic {name}"))
+    }
+
+    /// `host:port` for `bootstrap.servers`.
+    pub fn address(&self) -> String {
+        self.cluster.bootstrap_servers()
+    }
+}
+
+/// Sends messages and waits until the broker has them.
+pub struct Sender {
+    producer: ThreadedProducer<DefaultProducerContext>,
+}
+
+impl Sender {
+    /// Connects with librdkafka settings.
+    ///
+    /// # Errors
+    /// Settings that librdkafka refuses.
+    pub fn new(settings: &ClientConfig) -> Result<Self> {
+        Ok(Self { producer: settings.create().user_at(|| "Kafka producer settings".into())? })
+    }
+
+    /// Queues one message; blocks while the queue is full.
+    ///
+    /// # Errors
+    /// The broker does not take it.
+    pub fn send(&self, topic: &str, partition: Option<i32>, key: Option<&str>, value: &[u8], timestamp: Option<Micros>) -> Result<()> {
+        let mut record = BaseRecord::<str, [u8]>::to(topic).payload(value);
+        record.partition = partition;
+        record.key = key;
+        record.timestamp = timestamp.map(|time| time / 1000);
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((error, back)) if error.rdkafka_error_code() == Some(rdkafka::types::RDKafkaErrorCode::QueueFull) => {
+                    record = back;
+                    self.producer.poll(std::time::Duration::from_millis(10));
+                }
+                Err((error, _)) => return Err(Error::environment(format!("sending to topic {topic}")).because(error)),
+            }
+        }
+    }
+
+    /// Waits until everything queued is acknowledged.
+    ///
+    /// # Errors
+    /// Some of it was not within the time.
+    pub fn flush(&self, within: std::time::Duration) -> Result<()> {
+        self.producer.flush(within).at(|| "waiting for the broker to take all messages".into())
+    }
+}

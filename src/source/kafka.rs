@@ -1,0 +1,224 @@
+//! Kafka as a source: messages with positions, in polls.
+//!
+//! One consumer on a thread of its own; it does nothing but fetch. Offsets come from the archive, not from the consumer group:
+//! what the group remembers is for lag tools. Settings are librdkafka's own and are passed through.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Message as _, Timestamp};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
+
+use crate::clock::{self, Micros};
+use crate::error::{At, Error, Result};
+
+/// One message, copied out of the client's buffers.
+pub struct Fetched {
+    pub topic: Arc<str>,
+    pub partition: i32,
+    pub offset: i64,
+    pub append_time: Option<Micros>,
+    pub value: Vec<u8>,
+}
+
+/// What one poll gave.
+pub struct Poll {
+    pub messages: Vec<Fetched>,
+    /// Wall clock when the first of them was taken.
+    pub received_at: Micros,
+}
+
+/// Events of the source, in order.
+pub enum Event {
+    Poll(Poll),
+    /// Partitions now owned, with the offset at which each starts.
+    Assigned(BTreeMap<(String, i32), i64>),
+    /// Partitions about to be lost; answer when what was read of them is committed.
+    Revoked(SyncSender<()>),
+    /// The consumer stopped: at the end of its work, or with the error that ended it.
+    Ended(Option<Error>),
+}
+
+/// Most messages and bytes of one poll, and how long it waits for more: the knob between latency and efficiency.
+const POLL_MESSAGES: usize = 8_192;
+const POLL_BYTES: usize = 8 << 20;
+const POLL_TIME: Duration = Duration::from_millis(20);
+
+/// Finds where partitions start: the archive's answer.
+pub type StartOffsets = Box<dyn Fn(&[(String, i32)]) -> Result<BTreeMap<(String, i32), i64>> + Send + Sync>;
+
+/// Callbacks of the consumer group.
+pub struct Context {
+    starts: StartOffsets,
+    events: SyncSender<Event>,
+}
+
+impl ClientContext for Context {
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(%error, reason, "Kafka");
+    }
+}
+
+impl ConsumerContext for Context {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, error: RDKafkaRespErr, partitions: &mut TopicPartitionList) {
+        match error {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                let names: Vec<(String, i32)> = partitions.elements().iter().map(|p| (p.topic().to_owned(), p.partition())).collect();
+                let starts = (self.starts)(&names).and_then(|starts| {
+                    for (topic, partition) in &names {
+                        let offset = starts.get(&(topic.clone(), *partition)).map_or(Offset::Beginning, |offset| Offset::Offset(*offset));
+                        partitions.set_partition_offset(topic, *partition, offset).at(|| format!("assigning {topic}/{partition}"))?;
+                    }
+                    consumer.assign(partitions).at(|| "assigning partitions".into())?;
+                    Ok(starts)
+                });
+                let event = match starts {
+                    Ok(starts) => Event::Assigned(names.into_iter().map(|name| (name.clone(), starts.get(&name).copied().unwrap_or(0))).collect()),
+                    Err(error) => Event::Ended(Some(error)),
+                };
+                let _ = self.events.send(event);
+            }
+            _ => {
+                let (done, wait) = std::sync::mpsc::sync_channel(1);
+                if self.events.send(Event::Revoked(done)).is_ok() {
+                    // The next owner starts where this one committed.
+                    let _ = wait.recv_timeout(Duration::from_secs(30));
+                }
+                let _ = consumer.unassign();
+            }
+        }
+    }
+}
+
+/// librdkafka settings: the user's, over defaults that this program depends on.
+///
+/// # Errors
+/// A setting that is keyfuse's own business.
+pub fn client_config(user: &BTreeMap<String, String>) -> Result<ClientConfig> {
+    let mut config = ClientConfig::new();
+    for (name, value) in [
+        ("group.id", "keyfuse"),
+        ("auto.offset.reset", "earliest"),
+        ("fetch.queue.backoff.ms", "10"),
+        ("fetch.wait.max.ms", "50"),
+        ("check.crcs", "true"),
+        ("partition.assignment.strategy", "range"),
+        ("queued.max.messages.kbytes", "65536"),
+    ] {
+        config.set(name, value);
+    }
+    for (name, value) in user {
+        if matches!(name.as_str(), "enable.auto.commit" | "enable.auto.offset.store" | "enable.partition.eof") {
+            return Err(Error::user(format!("[kafka] {name}: keyfuse decides when offsets are committed; remove it")));
+        }
+        config.set(name, value);
+    }
+    config.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
+    Ok(config)
+}
+
+/// A running consumer.
+pub struct KafkaSource {
+    consumer: Arc<BaseConsumer<Context>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl KafkaSource {
+    /// Subscribes and starts to fetch; events go to `events`, which bounds how far fetching runs ahead.
+    ///
+    /// # Errors
+    /// Settings that librdkafka refuses.
+    pub fn start(config: &ClientConfig, topics: &[String], starts: StartOffsets, events: SyncSender<Event>) -> Result<Self> {
+        let context = Context { starts, events: events.clone() };
+        let consumer: BaseConsumer<Context> = config.create_with_context(context).user_at(|| "Kafka consumer settings".into())?;
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        consumer.subscribe(&names).user_at(|| "subscribing".into())?;
+        let consumer = Arc::new(consumer);
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = {
+            let (consumer, stop) = (Arc::clone(&consumer), Arc::clone(&stop));
+            std::thread::Builder::new().name("kafka".into()).spawn(move || fetch(&consumer, &stop, &events)).at(|| "starting the Kafka thread".into())?
+        };
+        Ok(Self { consumer, stop, thread: Some(thread) })
+    }
+
+    /// Tells the group how far the archive reaches; advisory.
+    pub fn commit(&self, positions: &BTreeMap<(String, i32), i64>, wait: bool) {
+        let mut list = TopicPartitionList::new();
+        for ((topic, partition), offset) in positions {
+            let _ = list.add_partition_offset(topic, *partition, Offset::Offset(*offset));
+        }
+        if let Err(error) = self.consumer.commit(&list, if wait { CommitMode::Sync } else { CommitMode::Async }) {
+            tracing::debug!(%error, "committing offsets to the group; the archive has them");
+        }
+    }
+
+    /// Messages between each position and the end of its partition.
+    pub fn lag(&self, positions: &BTreeMap<(String, i32), i64>) -> HashMap<(String, i32), i64> {
+        let ends = positions.iter().filter_map(|((topic, partition), offset)| {
+            let (_, end) = self.consumer.fetch_watermarks(topic, *partition, Duration::from_millis(500)).ok()?;
+            Some(((topic.clone(), *partition), (end - offset).max(0)))
+        });
+        ends.collect()
+    }
+
+    /// Stops fetching; events already sent stay in the channel.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for the thread to end.
+    pub fn join(mut self) {
+        self.stop();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn fetch(consumer: &BaseConsumer<Context>, stop: &AtomicBool, events: &SyncSender<Event>) {
+    let mut topics: HashMap<String, Arc<str>> = HashMap::new();
+    while !stop.load(Ordering::Relaxed) {
+        let mut poll = Poll { messages: Vec::new(), received_at: 0 };
+        let (mut bytes, started) = (0, Instant::now());
+        while poll.messages.len() < POLL_MESSAGES && bytes < POLL_BYTES && (poll.messages.is_empty() || started.elapsed() < POLL_TIME) {
+            let wait = if poll.messages.is_empty() { Duration::from_millis(100) } else { Duration::ZERO };
+            match consumer.poll(wait) {
+                Some(Ok(message)) => {
+                    if poll.messages.is_empty() {
+                        poll.received_at = clock::now();
+                    }
+                    let topic = topics.entry(message.topic().to_owned()).or_insert_with(|| message.topic().into());
+                    let value = message.payload().unwrap_or_default().to_vec();
+                    bytes += value.len();
+                    let append_time = match message.timestamp() {
+                        Timestamp::CreateTime(millis) | Timestamp::LogAppendTime(millis) if millis > 0 => Some(millis * 1000),
+                        _ => None,
+                    };
+                    poll.messages.push(Fetched { topic: Arc::clone(topic), partition: message.partition(), offset: message.offset(), append_time, value });
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "Kafka");
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                None => break,
+            }
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        if !poll.messages.is_empty() && events.send(Event::Poll(poll)).is_err() {
+            return;
+        }
+    }
+    let _ = events.send(Event::Ended(None));
+}
