@@ -454,7 +454,7 @@ impl Worker {
             self.metrics.allowed.with_label_values(&[detection]).inc_by(count - before);
         }
         for id in &changed {
-            if let Some(alert) = self.book.get(id).filter(|alert| alert.revision == 1) {
+            if let Some(alert) = self.book.get(id).filter(|alert| alert.revision == 0) {
                 self.observe(alert, received_at);
             }
         }
@@ -481,18 +481,14 @@ impl Worker {
             return Ok(());
         }
         let now = clock::now();
-        let due: Vec<Alert> = self
-            .unlogged
-            .iter()
-            .filter_map(|id| self.book.get(id))
-            .filter(|alert| all || self.last_told.get(&alert.alert_id).is_none_or(|told| now - told >= UPDATE_EVERY))
-            .cloned()
-            .collect();
+        let due: Vec<String> =
+            self.unlogged.iter().filter(|id| all || self.last_told.get(*id).is_none_or(|told| now - told >= UPDATE_EVERY)).cloned().collect();
         if due.is_empty() {
             return Ok(());
         }
-        self.log.lock().unwrap_or_else(PoisonError::into_inner).append(&due)?;
-        for alert in due {
+        let told: Vec<Alert> = due.iter().filter_map(|id| self.book.tell(id)).collect();
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).append(&told)?;
+        for alert in told {
             self.unlogged.remove(&alert.alert_id);
             self.unarchived.insert(alert.alert_id.clone());
             self.last_told.insert(alert.alert_id.clone(), now);
@@ -502,7 +498,7 @@ impl Worker {
                 delivery.send(Parcel { alert: alert.clone(), document: document.clone() });
             }
             if let Some(show) = &self.show {
-                let delay = alert.caused_at.map(|caused| alert.decided_at - caused);
+                let delay = alert.caused_at.filter(|_| alert.revision == 1).map(|caused| alert.decided_at - caused);
                 let _ = show.try_send(Show::Alert(Box::new(alert), delay));
             }
         }

@@ -25,7 +25,8 @@ pub use log::AlertLog;
 pub struct Alert {
     /// Hash of the detection's id, the alert key and the dedup bucket: the same live, in replay and in a backtest.
     pub alert_id: String,
-    /// Counts up with each change. Sinks that honour ids keep the highest.
+    /// Counts what was told of the alert: 1 when it is first logged, one more with each change that is. Sinks that honour
+    /// ids keep the highest.
     pub revision: u64,
     pub detection: String,
     pub detection_id: uuid::Uuid,
@@ -62,7 +63,7 @@ impl Alert {
         hash.copy_from_slice(&blake3::hash(fixed_text.as_bytes()).as_bytes()[..8]);
         Self {
             alert_id: alert_id(detection, &finding.key, finding.alert_time),
-            revision: 1,
+            revision: 0,
             detection: detection.name.clone(),
             detection_id: detection.id,
             title: detection.title.clone(),
@@ -232,9 +233,9 @@ impl AlertBook {
         }
     }
 
-    /// Merges findings; gives the ids of alerts that are new or changed, each once, with its revision counted up.
+    /// Merges findings; gives the ids of alerts that are new or changed, each once.
     pub fn merge(&mut self, findings: &[Finding], now: Micros, caused_at: Option<Micros>) -> Vec<String> {
-        let mut changed: BTreeMap<String, bool> = BTreeMap::new();
+        let mut changed: BTreeSet<String> = BTreeSet::new();
         for finding in findings {
             if self.allow.covers(finding) {
                 *self.allowed.entry(finding.detection.name.clone()).or_default() += 1;
@@ -244,24 +245,24 @@ impl AlertBook {
             match self.alerts.get_mut(&id) {
                 Some(alert) => {
                     if alert.absorb(finding) {
-                        changed.entry(id).or_insert(false);
+                        alert.decided_at = now;
+                        changed.insert(id);
                     }
                 }
                 None => {
                     self.alerts.insert(id.clone(), Alert { decided_at: now, caused_at, ..Alert::new(finding) });
-                    changed.insert(id, true);
+                    changed.insert(id);
                 }
             }
         }
-        for (id, new) in &changed {
-            if let Some(alert) = self.alerts.get_mut(id)
-                && !new
-            {
-                alert.revision += 1;
-                alert.decided_at = now;
-            }
-        }
-        changed.into_keys().collect()
+        changed.into_iter().collect()
+    }
+
+    /// The alert as it is to be told now: its revision counts up.
+    pub fn tell(&mut self, alert_id: &str) -> Option<Alert> {
+        let alert = self.alerts.get_mut(alert_id)?;
+        alert.revision += 1;
+        Some(alert.clone())
     }
 
     pub fn get(&self, alert_id: &str) -> Option<&Alert> {

@@ -19,7 +19,8 @@ use super::{Outcome, Rules, runtime};
 #[derive(clap::Args)]
 pub struct Args {
     /// Names such as EXP-01, or detection files. None: all detections.
-    detections: Vec<String>,
+    #[arg(value_name = "DETECTION")]
+    names: Vec<String>,
     /// Archive to read: a folder or a URL.
     #[arg(long, default_value = "keyfuse-data/archive")]
     archive: String,
@@ -77,9 +78,9 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
 }
 
 fn chosen(args: &Args) -> Result<Vec<Detection>, Vec<Error>> {
-    let files: Vec<PathBuf> = args.detections.iter().map(PathBuf::from).filter(|path| path.extension().is_some()).collect();
+    let files: Vec<PathBuf> = args.names.iter().map(PathBuf::from).filter(|path| path.extension().is_some()).collect();
     let mut detections = if files.is_empty() { Vec::new() } else { keyfuse::detect::read_files(&files)? };
-    let names: Vec<&String> = args.detections.iter().filter(|name| PathBuf::from(name).extension().is_none()).collect();
+    let names: Vec<&String> = args.names.iter().filter(|name| PathBuf::from(name).extension().is_none()).collect();
     if names.is_empty() && !files.is_empty() {
         return Ok(detections);
     }

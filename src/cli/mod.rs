@@ -122,7 +122,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let filter = tracing_subscriber::EnvFilter::try_new(&cli.log).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    // A bare level is about keyfuse; libraries speak up only when something is wrong.
+    let wanted = if cli.log.contains(['=', ',']) { cli.log.clone() } else { format!("warn,keyfuse={}", cli.log) };
+    let filter = tracing_subscriber::EnvFilter::try_new(&wanted).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     let outcome = match cli.verb {
         Verb::Run(args) => run::run(args),

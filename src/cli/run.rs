@@ -176,7 +176,7 @@ impl Screen {
     fn watch(&self, show: &Receiver<Show>, service: &Service, stop: &AtomicBool, reload: &AtomicBool, story: Option<&AtomicBool>) {
         let mut rows: Vec<(&'static str, u64)> = Vec::new();
         let mut last: (Instant, Vec<(&'static str, u64)>) = (Instant::now(), Vec::new());
-        let mut quiet_since = Instant::now();
+        let mut ends_at: Option<Instant> = None;
         while !stop.load(Ordering::Relaxed) && service.is_running() {
             if reload.swap(false, Ordering::Relaxed) {
                 // An editor writes a file in several steps: wait for it to be done.
@@ -186,12 +186,10 @@ impl Screen {
             }
             match show.recv_timeout(Duration::from_millis(100)) {
                 Ok(Show::Alert(alert, delay)) if !self.quiet => {
-                    quiet_since = Instant::now();
                     self.line("");
                     println!("{}", self.style.alert(&alert, self.detections.get(&alert.detection), delay, alert.revision == 1));
                 }
                 Ok(Show::Rows(now)) => {
-                    quiet_since = Instant::now();
                     rows = now;
                 }
                 Ok(Show::Alert(..)) | Err(RecvTimeoutError::Timeout) => {}
@@ -201,7 +199,7 @@ impl Screen {
                 self.rates(&rows, &last, service);
                 last = (Instant::now(), rows.clone());
             }
-            if story.is_some_and(|told| told.load(Ordering::Relaxed)) && quiet_since.elapsed() > Duration::from_secs(2) {
+            if story.is_some_and(|told| told.load(Ordering::Relaxed)) && ends_at.get_or_insert_with(Instant::now).elapsed() > Duration::from_secs(3) {
                 return;
             }
         }

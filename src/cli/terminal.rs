@@ -62,10 +62,11 @@ impl Style {
         let details: Vec<String> =
             alert.payload.iter().collect::<Vec<_>>().iter().filter(shown).map(|(name, value)| format!("{name}={}", plain(value))).collect();
         let _ = writeln!(out, "   {}", self.dim(&details.join("  ")));
-        if let (true, Some(detection)) = (steps, detection)
-            && let Some(first) = detection.what_to_do().lines().find(|line| line.starts_with("1."))
-        {
-            let _ = writeln!(out, "   → {}", first.trim_start_matches("1.").trim());
+        if let (true, Some(detection)) = (steps, detection) {
+            let lines = detection.what_to_do().lines().skip_while(|line| !line.starts_with("1."));
+            let first: Vec<&str> = lines.take_while(|line| !line.starts_with("2.")).map(|line| line.trim_start_matches("1.").trim()).collect();
+            let credential = alert.column("used_with").or_else(|| alert.column("credential")).unwrap_or_else(|| "<credential>".into());
+            let _ = writeln!(out, "   → {}", first.join("\n     ").replace("<credential>", &credential));
         }
         out
     }

@@ -707,7 +707,7 @@ fn aggregate_change(expr: &Expr, schema: &DFSchema, cols: &[Col]) -> Change {
     match expr {
         Expr::Alias(alias) => aggregate_change(&alias.expr, schema, cols),
         Expr::AggregateFunction(AggregateFunction { func, params }) => {
-            let inner = params.args.first().map_or(Change::Never, |arg| derived(arg, schema, cols).change);
+            let inner = params.args.first().map_or(Change::Never, |arg| column_of(arg, schema, cols).change);
             match (func.name(), inner) {
                 ("count" | "approx_distinct" | "bool_or", Change::Never) => Change::Rises,
                 ("max", Change::Never | Change::Rises) => Change::Rises,

@@ -59,6 +59,7 @@ pub type StartOffsets = Box<dyn Fn(&[(String, i32)]) -> Result<BTreeMap<(String,
 pub struct Context {
     starts: StartOffsets,
     events: SyncSender<Event>,
+    stop: Arc<AtomicBool>,
 }
 
 impl ClientContext for Context {
@@ -88,7 +89,8 @@ impl ConsumerContext for Context {
             }
             _ => {
                 let (done, wait) = std::sync::mpsc::sync_channel(1);
-                if self.events.send(Event::Revoked(done)).is_ok() {
+                // While closing, everything is committed already and nobody answers.
+                if !self.stop.load(Ordering::Relaxed) && self.events.send(Event::Revoked(done)).is_ok() {
                     // The next owner starts where this one committed.
                     let _ = wait.recv_timeout(Duration::from_secs(30));
                 }
@@ -138,12 +140,12 @@ impl KafkaSource {
     /// # Errors
     /// Settings that librdkafka refuses.
     pub fn start(config: &ClientConfig, topics: &[String], starts: StartOffsets, events: SyncSender<Event>) -> Result<Self> {
-        let context = Context { starts, events: events.clone() };
+        let stop = Arc::new(AtomicBool::new(false));
+        let context = Context { starts, events: events.clone(), stop: Arc::clone(&stop) };
         let consumer: BaseConsumer<Context> = config.create_with_context(context).user_at(|| "Kafka consumer settings".into())?;
         let names: Vec<&str> = topics.iter().map(String::as_str).collect();
         consumer.subscribe(&names).user_at(|| "subscribing".into())?;
         let consumer = Arc::new(consumer);
-        let stop = Arc::new(AtomicBool::new(false));
         let thread = {
             let (consumer, stop) = (Arc::clone(&consumer), Arc::clone(&stop));
             std::thread::Builder::new().name("kafka".into()).spawn(move || fetch(&consumer, &stop, &events)).at(|| "starting the Kafka thread".into())?
