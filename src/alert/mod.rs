@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::{Micros, rfc3339};
 use crate::detect::analyse::Merge;
-use crate::detect::{Detection, Finding, Level, Scalar};
+use crate::detect::{Detection, Finding, Level, Scalar, is_event_id};
 use crate::limits;
 use crate::table::{Rows, alerts};
 
@@ -36,8 +36,8 @@ pub struct Alert {
     /// Earliest and latest `alert_time` of its findings (microseconds, UTC).
     pub first_time: Micros,
     pub last_time: Micros,
-    /// The smallest event ids among the findings.
-    pub evidence: BTreeSet<String>,
+    /// The smallest event ids among the findings; see [`Alert::evidence`].
+    evidence: BTreeSet<String>,
     /// The other columns: of the earliest finding, or the highest or lowest value where they are counts and bounds.
     pub payload: BTreeMap<String, serde_json::Value>,
     /// Hashes of the distinct findings, the smallest [`limits::ALERT_FINDINGS`].
@@ -116,6 +116,12 @@ impl Alert {
         before != self.content()
     }
 
+    /// Event ids to look at: the smallest of all findings, and those in the payload.
+    pub fn evidence(&self) -> BTreeSet<String> {
+        let in_payload = self.payload.iter().filter(|(name, _)| is_event_id(name)).filter_map(|(_, id)| id.as_str().map(str::to_owned));
+        self.evidence.iter().cloned().chain(in_payload).collect()
+    }
+
     /// Distinct findings; at [`limits::ALERT_FINDINGS`] read it as "at least".
     pub fn findings(&self) -> usize {
         self.findings.len()
@@ -126,7 +132,7 @@ impl Alert {
         serde_json::json!({
             "alert_id": self.alert_id, "detection": self.detection, "level": self.level, "alert_key": self.alert_key,
             "first_time": rfc3339(self.first_time), "last_time": rfc3339(self.last_time), "findings": self.findings(),
-            "evidence": self.evidence, "payload": self.payload,
+            "evidence": self.evidence(), "payload": self.payload,
         })
     }
 
@@ -149,7 +155,7 @@ impl Alert {
 
     /// The SQL that shows the evidence.
     pub fn more_sql(&self) -> String {
-        let ids: Vec<String> = self.evidence.iter().map(|id| format!("'{}'", id.replace('\'', "''"))).collect();
+        let ids: Vec<String> = self.evidence().iter().map(|id| format!("'{}'", id.replace('\'', "''"))).collect();
         format!("SELECT * FROM cloudtrail WHERE event_id IN ({}) ORDER BY event_time", if ids.is_empty() { "NULL".into() } else { ids.join(", ") })
     }
 
@@ -174,7 +180,7 @@ impl Alert {
         rows.time(alerts::FIRST_TIME, Some(self.first_time));
         rows.time(alerts::LAST_TIME, Some(self.last_time));
         rows.int(alerts::FINDINGS, Some(self.findings() as i64));
-        rows.text(alerts::EVIDENCE, Some(&serde_json::json!(self.evidence).to_string()));
+        rows.text(alerts::EVIDENCE, Some(&serde_json::json!(self.evidence()).to_string()));
         rows.text(alerts::PAYLOAD, Some(&serde_json::json!(self.payload).to_string()));
         rows.time(alerts::DECIDED_AT, Some(self.decided_at));
         rows.end_row();

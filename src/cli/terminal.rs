@@ -49,7 +49,8 @@ impl Style {
             writeln!(out, "{} {} {}{}  {}", self.level(&alert.level), self.bold(&alert.detection), self.bold(&alert.title), self.dim(&again), keys.join(", "));
         let mut facts = vec![rfc3339(alert.first_time)];
         if let Some(exposed) = alert.column("exposed_at").and_then(|text| parse_time(&text)) {
-            facts.push(format!("used {} after exposure", spoken((alert.first_time - exposed).max(0))));
+            let since = alert.column("since").and_then(|text| parse_time(&text)).unwrap_or(alert.first_time);
+            facts.push(format!("{} after exposure", spoken((since - exposed).max(0))));
         }
         if let Some(delay) = delay {
             facts.push(format!("alerted {} after the row arrived", spoken(delay.max(0))));

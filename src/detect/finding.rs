@@ -79,7 +79,9 @@ pub fn findings_of(detection: &Arc<Detection>, merges: &[(String, Merge)], batch
             _ => detection.level,
         };
         let is_key = |name: &str| detection.alert_key.iter().any(|key| key == name);
-        let evidence = columns.iter().filter(|(name, ..)| *name == "event_id" || name.ends_with("_event_id")).filter_map(|(.., values)| match &values[row] {
+        // A smallest id of a group may still fall: it is read from the merged payload instead.
+        let is_evidence = |name: &str, merge: Merge| is_event_id(name) && merge == Merge::First;
+        let evidence = columns.iter().filter(|(name, merge, _)| is_evidence(name, *merge)).filter_map(|(.., values)| match &values[row] {
             Scalar::Text(id) => Some(id.clone()),
             _ => None,
         });
@@ -97,6 +99,11 @@ pub fn findings_of(detection: &Arc<Detection>, merges: &[(String, Merge)], batch
         })
     };
     Ok((0..batch.num_rows()).filter_map(row_of).collect())
+}
+
+/// Whether a column names an event.
+pub fn is_event_id(column: &str) -> bool {
+    column == "event_id" || column.ends_with("_event_id")
 }
 
 fn scalars(column: &arrow::array::ArrayRef) -> Result<Vec<Scalar>, ArrowError> {

@@ -17,7 +17,7 @@ pub mod selftest;
 
 pub use engine::{Engine, EngineReport};
 pub use file::{Detection, Level, SECTIONS, Status, Test, parse_length, read_files, read_folder};
-pub use finding::{Finding, Scalar};
+pub use finding::{Finding, Scalar, findings_of, is_event_id};
 pub use history::{History, LookBack, Memory};
 pub use lineage::Lineage;
 pub use plan::{Compiled, compile, planner};

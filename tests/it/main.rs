@@ -1,3 +1,10 @@
 //! All integration tests, one binary: each module tests one promise at the boundary where a user meets it.
 
+mod archive;
+mod bad_input;
+mod command_line;
+mod crash;
 mod detections;
+mod equality;
+mod support;
+mod three_ways;

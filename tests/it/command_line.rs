@@ -1,0 +1,188 @@
+//! The command as its users type it: exit codes, outputs, refusals, and pages that are generated.
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+fn keyfuse(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_keyfuse")).args(args).output().expect("keyfuse runs")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+const STORY: [&str; 2] = ["sample-data/llmjacking/cloudtrail.jsonl", "sample-data/llmjacking/exposure_reports.jsonl"];
+
+#[test]
+fn replay_finds_the_story_and_says_so_with_its_exit_code() {
+    let found = keyfuse(&["replay", STORY[0], STORY[1], "--output", "json"]);
+    assert_eq!(found.status.code(), Some(1), "{}", stderr(&found));
+    let alerts: Vec<serde_json::Value> = stdout(&found).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let truth = std::fs::read_to_string("sample-data/llmjacking/truth.jsonl").expect("the truth");
+    for act in truth.lines() {
+        let act: serde_json::Value = serde_json::from_str(act).expect("JSON");
+        let of_act =
+            |alert: &&serde_json::Value| alert["detection"] == act["detection"] && alert.to_string().contains(act["credential"].as_str().unwrap_or("?"));
+        assert!(alerts.iter().any(|alert| of_act(&alert)), "not found: {act}");
+    }
+    assert!(alerts.iter().all(|alert| alert["what_to_do"].as_str().is_some_and(|text| !text.is_empty())));
+    assert!(stderr(&found).contains("rejects    0"), "{}", stderr(&found));
+    assert_eq!(keyfuse(&["replay", STORY[0], STORY[1], "--fail-on", "never"]).status.code(), Some(0));
+    assert_eq!(keyfuse(&["replay", "nowhere.json"]).status.code(), Some(2));
+    assert_eq!(keyfuse(&["replay", STORY[0], "--format", "syslog"]).status.code(), Some(2));
+}
+
+#[test]
+fn ordinary_traffic_is_silent_and_gzip_and_stdin_read_the_same() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().to_string_lossy().into_owned();
+    assert!(keyfuse(&["generate", "--story", "ordinary", "--events", "3000", "--out", &out]).status.success());
+    let plain = folder.path().join("cloudtrail.jsonl");
+    let quiet = keyfuse(&["replay", &plain.to_string_lossy()]);
+    assert_eq!(quiet.status.code(), Some(0), "{}", stdout(&quiet));
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, &std::fs::read(&plain).expect("read")).expect("memory");
+    let packed = folder.path().join("cloudtrail.jsonl.gz");
+    std::fs::write(&packed, gzip.finish().expect("memory")).expect("written");
+    let stdin = std::process::Stdio::from(std::fs::File::open(&packed).expect("open"));
+    let piped = Command::new(env!("CARGO_BIN_EXE_keyfuse")).args(["replay", "-"]).stdin(stdin).output().expect("runs");
+    for output in [&quiet, &piped, &keyfuse(&["replay", &packed.to_string_lossy()])] {
+        assert!(stderr(output).contains("3000 cloudtrail"), "{}", stderr(output));
+    }
+}
+
+#[test]
+fn sql_answers_in_every_format_and_refuses_within_a_second() {
+    let ask = |format: &str, sql: &str| keyfuse(&["sql", "--from", STORY[0], "--from", STORY[1], "--format", format, sql]);
+    let count = "SELECT event_source, count(*) AS calls FROM cloudtrail GROUP BY 1 ORDER BY 2 DESC LIMIT 1";
+    assert!(stdout(&ask("table", count)).contains("bedrock.amazonaws.com"));
+    assert!(stdout(&ask("csv", count)).starts_with("event_source,calls\nbedrock.amazonaws.com,"));
+    assert!(stdout(&ask("json", count)).starts_with("{\"event_source\":\"bedrock.amazonaws.com\",\"calls\":"));
+    assert!(ask("parquet", count).stdout.starts_with(b"PAR1"));
+    let functions = "SELECT DISTINCT access_key_account(access_key_id) AS a, credential_class(access_key_id) AS c, cidr_contains('198.51.100.0/24', source_ip) AS n, \
+                     json_get_str(raw, 'userIdentity', 'userName') AS u FROM cloudtrail WHERE user_name = 'svc-rag-ci' AND source_ip IS NOT NULL";
+    assert_eq!(stdout(&ask("csv", functions)), "a,c,n,u\n111122223333,long_lived,true,svc-rag-ci\n");
+    assert!(stdout(&ask("csv", "SELECT count(*) > 0 AS l FROM lineage")).contains("true"));
+    let chain = format!("SELECT 1 WHERE {}", vec!["1=1"; 20_000].join(" OR "));
+    let medium = format!("SELECT count(*) FROM cloudtrail WHERE {}", vec!["event_name = 'a'"; 900].join(" OR "));
+    for hostile in [
+        "DROP TABLE cloudtrail",
+        "COPY cloudtrail TO '/tmp/x.csv'",
+        "CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '/etc/passwd'",
+        "SELECT * FROM '/etc/passwd'",
+        chain.as_str(),
+    ] {
+        let started = Instant::now();
+        let output = match hostile.len() {
+            0..100_000 => ask("table", hostile),
+            _ => ask_by_stdin(hostile),
+        };
+        assert_eq!(output.status.code(), Some(2), "{hostile:.40}: {}", stderr(&output));
+        assert!(started.elapsed() < Duration::from_secs(5), "{hostile:.40}");
+    }
+    assert_eq!(ask("table", &medium).status.code(), Some(0), "what the guard lets through must not overflow a stack");
+}
+
+fn ask_by_stdin(sql: &str) -> Output {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("query.sql");
+    std::fs::write(&path, sql).expect("written");
+    let stdin = std::process::Stdio::from(std::fs::File::open(&path).expect("open"));
+    Command::new(env!("CARGO_BIN_EXE_keyfuse")).args(["sql", "--from", STORY[0]]).stdin(stdin).output().expect("keyfuse runs")
+}
+
+#[test]
+fn check_names_what_is_wrong_with_a_detection() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let good = std::fs::read_to_string("detections/llm-01-enumerate-then-invoke.md").expect("a detection");
+    let refuse = |from: &str, to: &str| {
+        assert!(good.contains(from), "{from}");
+        let path = folder.path().join("bad.md");
+        std::fs::write(&path, good.replace(from, to)).expect("written");
+        let output = keyfuse(&["check", "--detections", &path.to_string_lossy()]);
+        assert_eq!(output.status.code(), Some(2), "{from} → {to} was let through");
+        assert!(stderr(&output).contains("bad.md:"), "{}", stderr(&output));
+        stderr(&output)
+    };
+    let unbounded = refuse("\n  AND i.event_time <= p.event_time + INTERVAL '15 minutes'", "");
+    assert!(unbounded.contains("no time bound between alert_time and cloudtrail"), "{unbounded}");
+    assert!(refuse("AND i.event_time >= p.event_time", "AND i.event_time >= now()").contains("now() depends on the clock"));
+    assert!(refuse("ON i.access_key_id = p.access_key_id", "ON i.access_key_id <> p.access_key_id").contains("no key"));
+    assert!(refuse("i.event_time AS alert_time", "i.event_time AS at").contains("alert_time"));
+    assert!(refuse("alert_key: [credential]", "alert_key: [nobody]").contains("`nobody`"));
+    assert!(refuse("INTERVAL '15 minutes'\n```", "INTERVAL '15 minutes' LIMIT 5\n```").contains("LIMIT"));
+    assert!(refuse("level: high", "level: terrible").contains("terrible"));
+    assert!(refuse("## What to do", "## Advice").contains("What to do"));
+}
+
+#[test]
+fn the_tests_of_detections_run_and_junit_is_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let report = folder.path().join("junit.xml");
+    let output = keyfuse(&["test", "detections/llm-02-model-entitlement-chain.md", "--junit", &report.to_string_lossy()]);
+    assert!(output.status.success(), "{}", stdout(&output));
+    assert!(std::fs::read_to_string(report).expect("a report").contains("tests=\"3\""));
+    let broken = folder.path().join("broken.md");
+    let text = std::fs::read_to_string("detections/llm-02-model-entitlement-chain.md").expect("a detection");
+    std::fs::write(&broken, text.replace("\"distinct_calls\": 3, \"calls\": 3", "\"distinct_calls\": 9, \"calls\": 3")).expect("written");
+    let output = keyfuse(&["test", &broken.to_string_lossy()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("`distinct_calls` is 3, expected 9"), "{}", stdout(&output));
+}
+
+#[test]
+fn generated_pages_and_sample_data_are_fresh() {
+    for (args, path) in [(&["docs", "detections"][..], "detections/README.md"), (&["docs", "tables"][..], "docs/tables.md")] {
+        let page = stdout(&keyfuse(args));
+        let kept = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(page == kept, "{path} is stale: run `keyfuse {} > {path}`", args.join(" "));
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    assert!(keyfuse(&["generate", "--events", "260", "--out", &folder.path().to_string_lossy()]).status.success());
+    for name in ["cloudtrail.jsonl", "exposure_reports.jsonl", "truth.jsonl"] {
+        let kept = std::fs::read(Path::new("sample-data/llmjacking").join(name)).expect("sample data");
+        assert!(
+            std::fs::read(folder.path().join(name)).expect("generated") == kept,
+            "sample-data/llmjacking/{name}: run `keyfuse generate --events 260 --out sample-data/llmjacking`"
+        );
+    }
+    assert!(stdout(&keyfuse(&["docs", "completions", "bash"])).contains("keyfuse"));
+    assert!(stdout(&keyfuse(&["docs", "man"])).contains(".TH keyfuse"));
+}
+
+#[test]
+fn the_demo_tells_its_story_and_ends_cleanly() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().to_string_lossy().into_owned();
+    let output = keyfuse(&["run", "--demo", "--once", "--speed", "200", "--demo-data", &data]);
+    let text = stdout(&output);
+    assert!(output.status.success(), "{text}\n{}", stderr(&output));
+    for wanted in ["EXP-01", "Exposed credential used", "after exposure", "/metrics", "keyfuse sql", "stopped"] {
+        assert!(text.contains(wanted), "{wanted} in\n{text}");
+    }
+    let archive = folder.path().join("archive").to_string_lossy().into_owned();
+    let count = keyfuse(&["sql", "--archive", &archive, "--format", "csv", "SELECT count(*) >= 315 AS whole FROM cloudtrail"]);
+    assert_eq!(stdout(&count), "whole\ntrue\n", "{}", stderr(&count));
+    let again = keyfuse(&["backtest", "EXP-01", "--archive", &archive, "--json"]);
+    assert_eq!(again.status.code(), Some(1), "{}", stderr(&again));
+    let id = serde_json::from_str::<serde_json::Value>(stdout(&again).lines().next().unwrap_or_default()).expect("JSON")["alert_id"].clone();
+    let live = keyfuse(&["sql", "--archive", &archive, "--format", "json", "SELECT alert_id FROM alerts WHERE detection = 'EXP-01'"]);
+    assert!(stdout(&live).contains(id.as_str().unwrap_or("?")), "{} in {}", id, stdout(&live));
+}
+
+#[test]
+fn a_bad_config_is_refused_with_every_problem() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("keyfuse.toml");
+    std::fs::write(&path, "detections = \"gone\"\n[[topics]]\nname = \"a\"\nformat = \"nonsense\"\n").expect("written");
+    let output = keyfuse(&["run", "--config", &path.to_string_lossy()]);
+    assert_eq!(output.status.code(), Some(2));
+    for wanted in ["bootstrap.servers", "nonsense", "gone is no folder"] {
+        assert!(stderr(&output).contains(wanted), "{wanted} in {}", stderr(&output));
+    }
+}

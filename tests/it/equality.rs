@@ -1,0 +1,268 @@
+//! Live = SQL. Random streams with late, doubled and shuffled rows, random batches, evictions and crashes go through the
+//! engine; the final alerts, ids and content, must be those of one plain SQL run over all rows. Three deliberately broken
+//! engines must be caught, or the test proves nothing.
+//!
+//! `KEYFUSE_SEEDS=2000 cargo test --release equality` runs more streams.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use arrow::array::{AsArray, BooleanArray, RecordBatch};
+use datafusion::catalog::{MemTable, TableProvider};
+use datafusion::execution::context::SessionContext;
+use keyfuse::alert::{AlertBook, AllowList, alerts_of};
+use keyfuse::clock::{MINUTE, Micros, SECOND};
+use keyfuse::detect::catalog::{LINEAGE, register_tables};
+use keyfuse::detect::{Detection, Engine, Memory, findings_of};
+use keyfuse::secret::Fingerprinter;
+use keyfuse::table::{Place, Rows, STREAMS, Table, cloudtrail as c, exposure_reports as e};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::support::{START, of_book, shipped};
+
+/// How an engine may be broken on purpose.
+#[derive(Clone, Copy, PartialEq)]
+enum Broken {
+    No,
+    /// Late rows take part.
+    LateRuleOff,
+    /// Rows are let go of before their partners can have arrived.
+    HorizonOff,
+    /// A crash forgets the alerts that were raised.
+    AlertLogOff,
+}
+
+struct Row {
+    table: &'static Table,
+    append_time: Micros,
+    batch: RecordBatch,
+}
+
+fn pick<'a>(rng: &mut StdRng, words: &[&'a str]) -> &'a str {
+    words[rng.random_range(0..words.len())]
+}
+
+const KEYS: [&str; 6] =
+    ["AKIAONE0000000000001", "AKIATWO0000000000001", "ASIATHREE00000000001", "ASIAFOUR000000000001", "ASIAFIVE000000000001", "AKIASIX0000000000001"];
+
+/// Who makes whom, each once: that is how STS and IAM hand out ids.
+const MINTED: [(usize, usize); 4] = [(0, 2), (2, 3), (1, 4), (3, 5)];
+
+/// One random row that has a chance to matter to some detection.
+fn row(rng: &mut StdRng, number: i64) -> Row {
+    let event = START + rng.random_range(0..6 * 60) * MINUTE + rng.random_range(0..60) * SECOND;
+    let is_report = number >= MINTED.len() as i64 && rng.random_range(0..30) == 0;
+    let table: &'static Table = if is_report { &e::TABLE } else { &c::TABLE };
+    // One in ten rows of the logs is later than its table allows.
+    let delay = match rng.random_range(0..10) {
+        0 => rng.random_range(31..120) * MINUTE,
+        _ => rng.random_range(0..29) * MINUTE,
+    };
+    let mut rows = Rows::new(table);
+    let place = Place { topic: "t".into(), partition: 0, offset: number, record: 0 };
+    rows.stamp(&place, Some(event), Some(event + delay), &format!("event-{number}"), &mut String::new());
+    if is_report {
+        rows.text(e::CREDENTIAL, Some(pick(rng, &KEYS[..2])));
+        rows.text(e::REPORTER, Some("gitleaks"));
+        rows.end_row();
+        return Row { table, append_time: event + delay, batch: rows.finish() };
+    }
+    let minting = usize::try_from(number).ok().and_then(|number| MINTED.get(number)).copied();
+    let key = minting.map_or_else(|| pick(rng, &KEYS), |(parent, _)| KEYS[parent]);
+    rows.text(c::ACCESS_KEY_ID, Some(key));
+    rows.text(c::IDENTITY, Some(pick(rng, &["alice", "bob", "carol"])));
+    rows.text(c::USER_NAME, Some("svc"));
+    rows.text(c::SOURCE_IP, Some(&format!("198.51.100.{}", rng.random_range(1..9))));
+    rows.text(c::USER_AGENT, Some(pick(rng, &["boto3", "Mozilla/5.0"])));
+    rows.text(c::OUTCOME, Some(pick(rng, &["success", "success", "success", "denied"])));
+    rows.text(c::AWS_REGION, Some(pick(rng, &["us-east-1", "us-west-2", "eu-west-1"])));
+    let (source, name) = match rng.random_range(0..12) {
+        _ if minting == Some(MINTED[3]) => ("iam.amazonaws.com", "CreateAccessKey"),
+        _ if minting.is_some() => ("sts.amazonaws.com", "AssumeRole"),
+        0 | 1 => ("iam.amazonaws.com", pick(rng, &["UpdateAccessKey", "DeleteAccessKey"])),
+        2 => ("iam.amazonaws.com", pick(rng, &["PutUserPolicy", "AttachUserPolicy"])),
+        3 => ("cloudtrail.amazonaws.com", pick(rng, &["StopLogging", "PutEventSelectors"])),
+        4 | 5 => ("bedrock.amazonaws.com", pick(rng, &["ListFoundationModels", "GetFoundationModelAvailability"])),
+        6 => ("bedrock.amazonaws.com", pick(rng, &["PutUseCaseForModelAccess", "CreateFoundationModelAgreement", "PutFoundationModelEntitlement"])),
+        7 => ("bedrock.amazonaws.com", "DeleteGuardrail"),
+        _ => ("bedrock.amazonaws.com", pick(rng, &["InvokeModel", "Converse"])),
+    };
+    rows.text(c::EVENT_SOURCE, Some(source));
+    rows.text(c::EVENT_NAME, Some(name));
+    rows.bool(c::BEARER_TOKEN, Some(rng.random_range(0..4) == 0));
+    rows.text(c::MODEL_ID, Some(&format!("m{}", rng.random_range(0..7))));
+    match name {
+        "AssumeRole" => rows.text(c::MINTED_ACCESS_KEY_ID, minting.map(|(_, child)| KEYS[child])),
+        "CreateAccessKey" => rows.text(c::TARGET_ACCESS_KEY_ID, minting.map(|(_, child)| KEYS[child])),
+        "UpdateAccessKey" => {
+            rows.text(c::TARGET_ACCESS_KEY_ID, Some(pick(rng, &KEYS[..2])));
+            rows.text(c::TARGET_KEY_STATUS, Some("Inactive"));
+        }
+        "DeleteAccessKey" => rows.text(c::TARGET_ACCESS_KEY_ID, Some(pick(rng, &KEYS[..2]))),
+        "PutUserPolicy" => {
+            rows.text(c::TARGET_USER_NAME, Some("svc"));
+            rows.text(c::POLICY_NAME, Some("AWSExposedCredentialPolicy_DO_NOT_REMOVE"));
+        }
+        "AttachUserPolicy" => {
+            rows.text(c::TARGET_USER_NAME, Some("svc"));
+            rows.text(c::POLICY_ARN, Some("arn:aws:iam::aws:policy/AWSCompromisedKeyQuarantineV4"));
+        }
+        _ => {}
+    }
+    rows.end_row();
+    Row { table, append_time: event + delay, batch: rows.finish() }
+}
+
+fn is_late(batch: &RecordBatch) -> bool {
+    batch.column(c::LATE).as_boolean().value(0)
+}
+
+/// The same row with the late flag cleared: what an engine without the rule would see.
+fn as_timely(batch: &RecordBatch) -> RecordBatch {
+    let mut columns = batch.columns().to_vec();
+    columns[c::LATE] = Arc::new(BooleanArray::from(vec![false]));
+    RecordBatch::try_new(batch.schema(), columns).expect("same schema")
+}
+
+/// Plain SQL over all rows: on-time rows for what joins and counts, every row for what one row decides.
+async fn oracle(detections: &[Detection], stream: &[Row]) -> BTreeMap<String, serde_json::Value> {
+    let engine_side = std::thread::scope(|scope| scope.spawn(|| Engine::new(detections, &Fingerprinter::public())).join()).expect("no panic");
+    let engine_side = std::mem::ManuallyDrop::new(engine_side.unwrap_or_else(|errors| panic!("{}", errors[0])));
+    let mut findings = Vec::new();
+    for (detection, analysis) in engine_side.detections() {
+        let all_rows = format!("{:?}", analysis.class) == "C0";
+        let ctx = world(stream, all_rows).await;
+        for batch in ctx.sql(&detection.sql).await.expect("plans").collect().await.expect("runs") {
+            findings.extend(findings_of(detection, &analysis.columns, &batch).expect("findings"));
+        }
+    }
+    of_book(&alerts_of(&findings, AllowList::default()))
+}
+
+async fn world(stream: &[Row], all_rows: bool) -> SessionContext {
+    let ctx = SessionContext::new();
+    let mut seen: HashSet<String> = HashSet::new();
+    let mut tables: BTreeMap<&str, Vec<RecordBatch>> = STREAMS.iter().map(|t| (t.name, vec![RecordBatch::new_empty(t.schema())])).collect();
+    for row in stream.iter().filter(|row| all_rows || !is_late(&row.batch)) {
+        if seen.insert(row.batch.column(c::EVENT_ID).as_string_view().value(0).to_owned()) {
+            tables.get_mut(row.table.name).expect("a stream").push(row.batch.clone());
+        }
+    }
+    // Lineage by a recursive query: nothing of the engine's own resolution is used.
+    let links = SessionContext::new();
+    let batches = tables["cloudtrail"].clone();
+    links.register_table("cloudtrail", Arc::new(MemTable::try_new(c::TABLE.schema(), vec![batches]).expect("rows"))).expect("new");
+    let sql = format!(
+        "WITH RECURSIVE link AS (SELECT child, parent, minted_at FROM (SELECT child, parent, minted_at,
+             row_number() OVER (PARTITION BY child ORDER BY minted_at, parent) AS nth FROM ({}) AS l WHERE child <> parent) WHERE nth = 1),
+         chain AS (SELECT child AS credential, parent AS ancestor, 1 AS depth, minted_at, minted_at AS left_at FROM link
+             UNION ALL SELECT chain.credential, link.parent, chain.depth + 1, chain.minted_at, link.minted_at
+             FROM chain JOIN link ON link.child = chain.ancestor WHERE chain.depth < 8 AND link.parent <> chain.credential)
+         SELECT credential, ancestor, depth, minted_at, left_at FROM chain",
+        include_str!("../../src/table/lineage_links.sql")
+    );
+    let chains = links.sql(&sql).await.expect("plans").collect().await.expect("runs");
+    let chains = chains.iter().map(|batch| {
+        let columns = batch.columns().iter().zip(LINEAGE.fields()).map(|(column, field)| arrow::compute::cast(column, field.data_type()).expect("casts"));
+        RecordBatch::try_new(Arc::clone(&LINEAGE), columns.collect()).expect("lineage")
+    });
+    let chains: Arc<dyn TableProvider> = Arc::new(MemTable::try_new(Arc::clone(&LINEAGE), vec![chains.collect()]).expect("rows"));
+    register_tables(&ctx, &Fingerprinter::public(), |name, schema| match tables.get(name) {
+        Some(batches) => Arc::new(MemTable::try_new(schema, vec![batches.clone()]).expect("rows")),
+        None => Arc::clone(&chains),
+    })
+    .expect("views plan");
+    ctx
+}
+
+/// The engine over the same rows, in append order, in random batches, with evictions and crashes.
+fn live(detections: &[Detection], stream: &[Row], rng: &mut StdRng, broken: Broken) -> BTreeMap<String, serde_json::Value> {
+    let fresh = || Engine::new(detections, &Fingerprinter::public()).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let mut engine = fresh();
+    let mut book = AlertBook::default();
+    // Archive and memory in one: all that has been read. What is committed survives a crash.
+    let mut past = Memory::default();
+    let (mut at, mut committed) = (0usize, 0usize);
+    let mut progress = Micros::MIN;
+    while at < stream.len() {
+        let until = (at + rng.random_range(1..40)).min(stream.len());
+        for row in &stream[at..until] {
+            let batch = if broken == Broken::LateRuleOff { as_timely(&row.batch) } else { row.batch.clone() };
+            past.add(row.table, &batch);
+            engine.push(row.table, &batch).expect("push");
+            progress = progress.max(row.append_time);
+        }
+        at = until;
+        let findings = engine.tick(&past).expect("tick");
+        assert!(engine.take_problems().is_empty());
+        book.merge(&findings, 0, None);
+        if rng.random_range(0..3) == 0 {
+            let horizon = if broken == Broken::HorizonOff { progress + 200 * 24 * 60 * MINUTE } else { progress };
+            engine.advance(horizon, &past);
+        }
+        match rng.random_range(0..8) {
+            0 => committed = at,
+            1 => {
+                // Crash: everything in memory is gone; the archive and the alert log are not.
+                engine = fresh();
+                past = Memory::default();
+                for row in &stream[..committed] {
+                    let batch = if broken == Broken::LateRuleOff { as_timely(&row.batch) } else { row.batch.clone() };
+                    past.add(row.table, &batch);
+                }
+                if broken == Broken::AlertLogOff {
+                    book = AlertBook::default();
+                } else {
+                    engine.restore(&past, Micros::MIN).expect("restore");
+                }
+                at = committed;
+            }
+            _ => {}
+        }
+    }
+    of_book(&book)
+}
+
+fn stream(rng: &mut StdRng) -> Vec<Row> {
+    let mut rows: Vec<Row> = (0..rng.random_range(60..220)).map(|number| row(rng, number)).collect();
+    // Delivered twice, some minutes apart.
+    let again: Vec<usize> = (0..rows.len()).filter(|_| rng.random_range(0..12) == 0).collect();
+    for index in again {
+        let (table, append_time, batch) = (rows[index].table, rows[index].append_time, rows[index].batch.clone());
+        rows.push(Row { table, append_time: append_time + rng.random_range(0..20) * MINUTE, batch });
+    }
+    rows.sort_by_key(|row| row.append_time);
+    rows
+}
+
+#[test]
+fn live_alerts_equal_plain_sql_and_broken_engines_are_caught() {
+    let detections = shipped();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let seeds: u64 = std::env::var("KEYFUSE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(6);
+    let mut alerts = 0;
+    let mut caught = [0u64; 3];
+    for seed in 0..seeds {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let stream = stream(&mut rng);
+        let expected = runtime.block_on(oracle(&detections, &stream));
+        alerts += expected.len();
+        let got = live(&detections, &stream, &mut rng, Broken::No);
+        assert_same(seed, &expected, &got);
+        for (broken, caught) in [Broken::LateRuleOff, Broken::HorizonOff, Broken::AlertLogOff].into_iter().zip(&mut caught) {
+            *caught += u64::from(live(&detections, &stream, &mut rng, broken) != expected);
+        }
+    }
+    println!("{seeds} streams, {alerts} alerts, all equal; broken engines caught in {caught:?} of {seeds} (late rule, horizon, alert log)");
+    assert!(alerts as u64 > seeds * 5, "the streams raise alerts at all");
+    assert!(caught.iter().all(|caught| *caught > 0), "a broken engine went unnoticed: {caught:?}");
+}
+
+fn assert_same(seed: u64, expected: &BTreeMap<String, serde_json::Value>, got: &BTreeMap<String, serde_json::Value>) {
+    for (id, content) in expected {
+        assert_eq!(got.get(id), Some(content), "seed {seed}: missing or different");
+    }
+    let extra: Vec<_> = got.keys().filter(|id| !expected.contains_key(*id)).collect();
+    assert!(extra.is_empty(), "seed {seed}: {} alerts that SQL does not give, such as {}", extra.len(), got[extra[0]]);
+}

@@ -1,0 +1,82 @@
+//! What several tests need: a service on the embedded broker, and the alerts of an engine that was never interrupted.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use keyfuse::alert::{Alert, AlertBook};
+use keyfuse::clock::Micros;
+use keyfuse::config::{Config, Topic};
+use keyfuse::detect::{Detection, read_folder};
+use keyfuse::pipeline::Service;
+use keyfuse::source::broker::Sender;
+
+pub fn shipped() -> Vec<Detection> {
+    read_folder(Path::new("detections")).expect("the shipped detections parse")
+}
+
+/// Alerts by id, and what the equality contract covers of each.
+pub fn contents<'a>(alerts: impl IntoIterator<Item = &'a Alert>) -> BTreeMap<String, serde_json::Value> {
+    alerts.into_iter().map(|alert| (alert.alert_id.clone(), alert.content())).collect()
+}
+
+pub fn of_book(book: &AlertBook) -> BTreeMap<String, serde_json::Value> {
+    contents(book.all())
+}
+
+pub fn config(folder: &Path, broker: &str, topics: &[&str]) -> Config {
+    Config {
+        kafka: [("bootstrap.servers".to_owned(), broker.to_owned()), ("group.id".to_owned(), format!("test-{}", rand::random::<u64>()))].into(),
+        topics: topics.iter().map(|name| Topic { name: (*name).to_owned(), format: None }).collect(),
+        dead_letter: None,
+        detections: PathBuf::from("detections"),
+        allow_list: None,
+        data: folder.join("data"),
+        archive: folder.join("archive").to_string_lossy().into_owned(),
+        archive_options: HashMap::new(),
+        commit_every: Duration::from_millis(500),
+        keep_raw: true,
+        listen: ([127, 0, 0, 1], 0).into(),
+        ndjson: vec![folder.join("alerts.ndjson")],
+        residue_budget: 1 << 30,
+    }
+}
+
+pub fn sender(broker: &str) -> Sender {
+    let mut settings = rdkafka::ClientConfig::new();
+    settings.set("bootstrap.servers", broker).set("linger.ms", "1");
+    Sender::new(&settings).expect("a producer")
+}
+
+/// The value of a metric, summed over its labels.
+pub fn metric(service: &Service, name: &str) -> u64 {
+    let page = service.metrics.page();
+    let lines = page.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
+}
+
+/// Waits until a condition holds; the limit only ends a test that has already failed.
+pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(120), "waited two minutes for: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The last revision of each alert in an NDJSON file: how a reader that honours ids sees it.
+pub fn delivered(path: &Path) -> BTreeMap<String, serde_json::Value> {
+    let mut last: BTreeMap<String, serde_json::Value> = BTreeMap::new();
+    for line in std::fs::read_to_string(path).unwrap_or_default().lines() {
+        let Ok(alert) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+        let id = alert["alert_id"].as_str().unwrap_or_default().to_owned();
+        let newer = last.get(&id).is_none_or(|known| known["revision"].as_u64() < alert["revision"].as_u64());
+        if newer {
+            last.insert(id, alert);
+        }
+    }
+    last
+}
+
+/// 2026-05-01T10:00:00Z.
+pub const START: Micros = 1_777_629_600_000_000;
