@@ -9,7 +9,8 @@ use keyfuse::clock::Micros;
 use keyfuse::config::{Config, Topic};
 use keyfuse::detect::{Detection, read_folder};
 use keyfuse::pipeline::Service;
-use keyfuse::source::broker::Sender;
+use keyfuse::source::broker::{Broker, Sender};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 
 pub fn shipped() -> Vec<Detection> {
     read_folder(Path::new("detections")).expect("the shipped detections parse")
@@ -46,6 +47,35 @@ pub fn sender(broker: &str) -> Sender {
     let mut settings = rdkafka::ClientConfig::new();
     settings.set("bootstrap.servers", broker).set("linger.ms", "1");
     Sender::new(&settings).expect("a producer")
+}
+
+/// A broker to test against, with a fresh topic.
+pub struct TestBroker {
+    pub name: &'static str,
+    pub address: String,
+    pub topic: String,
+    _embedded: Option<Broker>,
+}
+
+/// The embedded broker, and the real Apache Kafka at `KEYFUSE_KAFKA` where there is one (`tests/kafka.sh start` runs it).
+pub fn brokers(partitions: i32) -> Vec<TestBroker> {
+    let topic = format!("test-{}", rand::random::<u64>());
+    let embedded = Broker::start().expect("a broker");
+    embedded.create_topic(&topic, partitions).expect("a topic");
+    let mut brokers = vec![TestBroker { name: "embedded", address: embedded.address(), topic: topic.clone(), _embedded: Some(embedded) }];
+    match std::env::var("KEYFUSE_KAFKA") {
+        Ok(address) => {
+            let mut settings = rdkafka::ClientConfig::new();
+            settings.set("bootstrap.servers", &address);
+            let admin: AdminClient<_> = settings.create().expect("an admin client");
+            let fresh = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
+            let made = futures::executor::block_on(admin.create_topics([&fresh], &AdminOptions::new())).expect("Kafka answers");
+            assert!(made.iter().all(Result::is_ok), "{made:?}");
+            brokers.push(TestBroker { name: "Apache Kafka", address, topic, _embedded: None });
+        }
+        Err(_) => println!("KEYFUSE_KAFKA is not set: only the embedded broker was tried"),
+    }
+    brokers
 }
 
 /// The value of a metric, summed over its labels.

@@ -12,12 +12,11 @@ use keyfuse::generate::llmjacking;
 use keyfuse::pipeline::Service;
 use keyfuse::replay::{Settings, replay};
 use keyfuse::secret::Fingerprinter;
-use keyfuse::source::broker::Broker;
 use keyfuse::source::files;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::support::{START, config, delivered, metric, of_book, sender, shipped, wait_for};
+use crate::support::{START, TestBroker, brokers, config, delivered, metric, of_book, sender, shipped, wait_for};
 
 /// One record and when it happened.
 struct Record {
@@ -30,7 +29,7 @@ fn the_story_gives_the_same_alerts_on_all_ways() {
     let world = llmjacking(7, START, 20 * MINUTE, 250);
     let records: Vec<Record> =
         world.cloudtrail.iter().chain(&world.exposure_reports).map(|r| Record { event_time: r.event_time, text: r.text.clone() }).collect();
-    let alerts = three_ways(&records);
+    let alerts = on_every_broker(&records);
     let expected: Vec<&str> = world.truth.iter().filter_map(|act| act["detection"].as_str()).collect();
     for detection in expected {
         assert!(alerts.iter().any(|name| name == detection), "{detection} was planted and not found");
@@ -58,23 +57,30 @@ fn real_logs_give_the_same_alerts_on_all_ways() {
     let first = records.iter().map(|r| r.event_time).min().unwrap_or(0);
     let report = serde_json::json!({"credential": busiest, "exposed_at": keyfuse::clock::rfc3339(first)});
     records.push(Record { event_time: first, text: report.to_string() });
-    println!("alerts: {:?}", three_ways(&records));
+    println!("alerts: {:?}", on_every_broker(&records));
+}
+
+fn on_every_broker(records: &[Record]) -> Vec<String> {
+    let mut alerts = Vec::new();
+    for broker in brokers(3) {
+        println!("on the {} broker", broker.name);
+        alerts = three_ways(records, &broker);
+    }
+    alerts
 }
 
 /// Runs the records through service, replay and backtest; gives the detections that alerted.
-fn three_ways(records: &[Record]) -> Vec<String> {
+fn three_ways(records: &[Record], broker: &TestBroker) -> Vec<String> {
     let folder = tempfile::tempdir().expect("a folder");
     let mut rng = StdRng::seed_from_u64(3);
     // Shuffled within the tables' maximum delay, by a producer whose clock is trusted.
     let mut sent: Vec<(Micros, &Record)> = records.iter().map(|r| (r.event_time + rng.random_range(0..25) * MINUTE, r)).collect();
     sent.sort_by_key(|(append_time, _)| *append_time);
 
-    let broker = Broker::start().expect("a broker");
-    broker.create_topic("mixed", 3).expect("a topic");
-    let config = config(folder.path(), &broker.address(), &["mixed"]);
+    let config = config(folder.path(), &broker.address, &[&broker.topic]);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
-    let sender = sender(&broker.address());
+    let sender = sender(&broker.address);
     let mut at = 0;
     while at < sent.len() {
         // One message holds one record, a handful as JSON lines, or a delivery file; it is appended when its last record is.
@@ -85,7 +91,7 @@ fn three_ways(records: &[Record]) -> Vec<String> {
             1 => format!("[{}]", texts.join(",")),
             _ => format!("{{\"Records\":[{}]}}", texts.join(",")),
         };
-        sender.send("mixed", Some(rng.random_range(0..3)), None, value.as_bytes(), Some(sent[until - 1].0)).expect("sent");
+        sender.send(&broker.topic, Some(rng.random_range(0..3)), None, value.as_bytes(), Some(sent[until - 1].0)).expect("sent");
         at = until;
     }
     sender.flush(std::time::Duration::from_secs(30)).expect("taken");

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Makes a Python with DuckDB and deltalake beside the build output, and prints its path; prints nothing where that cannot be had.
+set -u
+cd "$(dirname "$0")/.."
+home="${CARGO_TARGET_DIR:-target}/strangers"
+python="$home/bin/python"
+if ! "$python" -c 'import duckdb, deltalake, pyarrow' 2>/dev/null; then
+  { python3 -m venv "$home" && "$home/bin/pip" install --quiet duckdb==1.4.1 deltalake==1.1.4 pyarrow==21.0.0; } >&2 || exit 0
+fi
+"$python" -c 'import duckdb, deltalake, pyarrow' 2>/dev/null && echo "$python"
