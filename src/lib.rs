@@ -19,6 +19,7 @@ pub mod pipeline;
 pub mod query;
 pub mod replay;
 pub mod secret;
+pub mod selftest;
 pub mod shipped;
 pub mod sink;
 pub mod source;

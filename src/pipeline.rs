@@ -23,14 +23,14 @@ use crate::archive::{Archive, ArchiveHistory, Flushed, Positions};
 use crate::clock::{self, Micros};
 use crate::config::Config;
 use crate::decode::{Decoder, Message};
-use crate::detect::{Detection, Engine, History, LookBack, Memory, read_folder};
+use crate::detect::{Detection, Engine, read_folder};
 use crate::error::{At, Error, Fault, Result};
 use crate::metrics::Metrics;
 use crate::secret::Fingerprinter;
 use crate::sink::{Delivery, Ndjson, Parcel, Sink};
 use crate::source::broker::Sender as KafkaSender;
 use crate::source::kafka::{Event, Fetched, KafkaSource, Poll, client_config};
-use crate::table::{Rows, TABLES, Table, alerts, cloudtrail as system, rejects};
+use crate::table::{History, LookBack, Memory, Rows, TABLES, Table, alerts, cloudtrail as system, rejects};
 
 /// How far back alerts stay in memory and in the alert log after their last finding.
 const ALERTS_STAY: Micros = 100 * clock::DAY;
@@ -467,7 +467,7 @@ impl Worker {
         if let Some(received_at) = received_at {
             self.metrics.append_to_decided.observe((alert.decided_at - received_at).max(0) as f64 / 1e6);
         }
-        if let Some(exposed_at) = alert.column("exposed_at").and_then(|text| crate::decode::parse_time(&text))
+        if let Some(exposed_at) = alert.column("exposed_at").and_then(|text| crate::clock::parse_time(&text))
             && alert.detection == "EXP-01"
         {
             self.metrics.exposure_to_use.observe((alert.first_time - exposed_at).max(0) as f64 / 1e6);

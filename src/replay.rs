@@ -12,11 +12,11 @@ use tokio::runtime::Handle;
 use crate::alert::{AlertBook, AllowList};
 use crate::clock;
 use crate::decode::{Decoder, Format, Message};
-use crate::detect::{Detection, Engine, Memory};
+use crate::detect::{Detection, Engine};
 use crate::error::{Error, Result};
 use crate::secret::Fingerprinter;
 use crate::source::files::Input;
-use crate::table::{Table, cloudtrail as system, rejects};
+use crate::table::{Memory, Table, cloudtrail as system, rejects};
 
 /// Rows decoded before the engine is run over them.
 const ROWS: usize = 16_384;

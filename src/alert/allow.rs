@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::clock::Micros;
-use crate::decode::parse_time;
+use crate::clock::parse_time;
 use crate::detect::Finding;
 use crate::error::{At, Error, Result};
 use crate::function::in_network;

@@ -193,7 +193,7 @@ fn more(a: &serde_json::Value, b: &serde_json::Value) -> bool {
         (Value::Null, _) => false,
         (_, Value::Null) => true,
         (Value::Number(a), Value::Number(b)) => a.as_f64() > b.as_f64(),
-        (Value::String(a), Value::String(b)) => match (crate::decode::parse_time(a), crate::decode::parse_time(b)) {
+        (Value::String(a), Value::String(b)) => match (crate::clock::parse_time(a), crate::clock::parse_time(b)) {
             (Some(a), Some(b)) => a > b,
             _ => a > b,
         },

@@ -19,9 +19,8 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
 
 use super::{Archive, DataFile, Location};
-use crate::detect::{History, LookBack};
 use crate::error::{Error, Result};
-use crate::table::{Kind, Table};
+use crate::table::{History, Kind, LookBack, Table};
 
 /// One archived table as of one moment.
 #[derive(Clone)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use keyfuse::alert::alerts_of;
 use keyfuse::archive::{Archive, ArchiveHistory};
 use keyfuse::clock::Micros;
-use keyfuse::decode::parse_time;
+use keyfuse::clock::parse_time;
 use keyfuse::detect::{Detection, Engine};
 use keyfuse::error::Error;
 

@@ -3,9 +3,9 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use keyfuse::clock::parse_length;
+use keyfuse::clock::parse_time;
 use keyfuse::clock::{Micros, SECOND};
-use keyfuse::decode::parse_time;
-use keyfuse::detect::parse_length;
 use keyfuse::error::{At, Error, Result};
 use keyfuse::generate::{Generated, llmjacking, ordinary};
 

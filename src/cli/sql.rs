@@ -6,14 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use keyfuse::archive::Archive;
-use keyfuse::detect::Memory;
 use keyfuse::error::Error;
 use keyfuse::function::FUNCTIONS;
 use keyfuse::query::output::{Format, write};
 use keyfuse::query::{Door, Limits, Rows};
 use keyfuse::replay::{Settings, replay};
 use keyfuse::source::files;
-use keyfuse::table::{TABLES, VIEWS};
+use keyfuse::table::{Memory, TABLES, VIEWS};
 use rustyline::error::ReadlineError;
 
 use super::{Outcome, Rules, runtime};

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::io::IsTerminal;
 
 use keyfuse::alert::Alert;
+use keyfuse::clock::parse_time;
 use keyfuse::clock::{Micros, rfc3339, spoken};
-use keyfuse::decode::parse_time;
 use keyfuse::detect::Detection;
 
 /// Whether standard output shows colours.

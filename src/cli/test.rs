@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use keyfuse::detect::{read_files, read_folder, selftest};
+use keyfuse::detect::{read_files, read_folder};
 use keyfuse::error::Error;
+use keyfuse::selftest;
 
 use super::terminal::{Style, coloured};
 use super::{Outcome, shipped};

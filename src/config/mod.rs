@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::clock::parse_length;
 use crate::decode::{FORMATS, Format, format_by_name};
-use crate::detect::parse_length;
 use crate::error::{At, Error, Result};
 
 /// Everything `keyfuse run` needs to know.

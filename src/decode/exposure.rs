@@ -5,8 +5,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Format, Out, Reason, Record, Refusal, hashed_id, parse_time};
-use crate::clock::Micros;
+use super::{Format, Out, Reason, Record, Refusal, hashed_id};
+use crate::clock::{Micros, parse_time};
 use crate::credential;
 use crate::table::exposure_reports as e;
 use crate::table::{Table, flag};

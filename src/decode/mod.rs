@@ -21,8 +21,6 @@ use crate::limits;
 use crate::secret::Fingerprinter;
 use crate::table::{self, Place, Rows, Table, rejects};
 
-pub use field::parse_time;
-
 /// Every log format, in the order in which `auto` tries them.
 pub static FORMATS: &[&dyn Format] =
     &[&cloudtrail::CloudTrail, &exposure::Gitleaks, &exposure::TruffleHog, &exposure::GithubSecretScanning, &exposure::AwsHealth, &exposure::Operator];

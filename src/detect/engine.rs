@@ -17,14 +17,13 @@ use super::analyse::{Analysis, Class, Needs};
 use super::file::Detection;
 use super::filter::FilterPass;
 use super::finding::{Finding, findings_of};
-use super::history::{History, LookBack};
 use super::lineage::Lineage;
 use super::plan::{Compiled, KeptPlan, compile, keep, planner};
 use super::residue::{Key, KeyHasher, NULL_KEY, Store, texts_of};
 use crate::clock::{DAY, HOUR, Micros};
 use crate::error::{Error, Result};
 use crate::secret::Fingerprinter;
-use crate::table::{STREAMS, Table, by_name, cloudtrail as system};
+use crate::table::{History, LookBack, STREAMS, Table, by_name, cloudtrail as system};
 
 /// How long rows of a probed scan stay in memory where an archive can give them again.
 const PROBED_STAY: Micros = 6 * HOUR;

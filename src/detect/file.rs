@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use pulldown_cmark::{CodeBlockKind, Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 use serde::Deserialize;
 
-use crate::clock::{DAY, HOUR, MINUTE, Micros, SECOND};
+use crate::clock::{Micros, parse_length};
 use crate::error::{At, Error, Result};
 
 /// How bad it is. Ordered: the level of an alert is the highest of its findings.
@@ -165,19 +165,6 @@ impl Detection {
     pub fn what_to_do(&self) -> &str {
         self.sections.get("What to do").map_or("", |text| text.trim())
     }
-}
-
-/// `90s`, `30m`, `1h`, `1d` in microseconds.
-pub fn parse_length(text: &str) -> Option<Micros> {
-    let (number, unit) = text.trim().split_at_checked(text.trim().len().checked_sub(1)?)?;
-    let unit = match unit {
-        "s" => SECOND,
-        "m" => MINUTE,
-        "h" => HOUR,
-        "d" => DAY,
-        _ => return None,
-    };
-    number.trim().parse::<i64>().ok()?.checked_mul(unit)
 }
 
 #[derive(Default)]

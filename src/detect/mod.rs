@@ -1,7 +1,7 @@
 //! Detections: from a Markdown file to findings.
 //!
 //! `file` reads it, `analyse` infers what its plan needs, `filter` picks rows in one pass shared by all detections,
-//! `residue` keeps what may still join, `engine` runs kept plans over the keys that changed, `selftest` runs the tests in the file.
+//! `residue` keeps what may still join, `engine` runs kept plans over the keys that changed.
 
 pub mod analyse;
 pub mod catalog;
@@ -9,16 +9,13 @@ mod engine;
 mod file;
 mod filter;
 mod finding;
-mod history;
 mod lineage;
 mod plan;
 mod residue;
-pub mod selftest;
 
 pub use engine::{Engine, EngineReport};
-pub use file::{Detection, Level, SECTIONS, Status, Test, parse_length, read_files, read_folder};
+pub use file::{Detection, Level, SECTIONS, Status, Test, read_files, read_folder};
 pub use finding::{Finding, Scalar, findings_of, is_event_id};
-pub use history::{History, LookBack, Memory};
 pub use lineage::Lineage;
 pub use plan::{Compiled, compile, planner};
 pub use residue::KeyHasher;

@@ -20,10 +20,10 @@ use datafusion::prelude::SessionConfig;
 
 use crate::archive::Archive;
 use crate::detect::catalog::{LINEAGE, register_tables};
-use crate::detect::{KeyHasher, Lineage, Memory};
+use crate::detect::{KeyHasher, Lineage};
 use crate::error::{At, Error, Result};
 use crate::secret::Fingerprinter;
-use crate::table::{TABLES, alerts, rejects};
+use crate::table::{Memory, TABLES, alerts, rejects};
 
 /// What one question may cost.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,7 @@
 //! Alerts as lines of JSON, in a file or on standard output.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::Sink;
@@ -29,8 +29,12 @@ impl Ndjson {
                 if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
                     std::fs::create_dir_all(folder).at(place)?;
                 }
-                let cut = std::fs::read(path).is_ok_and(|bytes| bytes.last().is_some_and(|last| *last != b'\n'));
-                let mut file = OpenOptions::new().create(true).append(true).open(path).at(place)?;
+                let mut file = OpenOptions::new().create(true).read(true).append(true).open(path).at(place)?;
+                let cut = file.metadata().at(place)?.is_file() && file.seek(SeekFrom::End(-1)).is_ok() && {
+                    let mut last = [0];
+                    file.read_exact(&mut last).at(place)?;
+                    last != *b"\n"
+                };
                 if cut {
                     file.write_all(b"\n").at(place)?;
                 }

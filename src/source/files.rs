@@ -10,7 +10,7 @@ use object_store::{ObjectStore, ObjectStoreExt as _};
 use url::Url;
 
 use crate::clock::Micros;
-use crate::decode::parse_time;
+use crate::clock::parse_time;
 use crate::error::{At, Error, Result};
 use crate::limits;
 

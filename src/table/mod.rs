@@ -3,6 +3,7 @@
 //! A declaration gives the Arrow schema, the builders that decoders fill, the schema of the Parquet files,
 //! `DESCRIBE`-style help and the docs page. To add a column: one line in the table's declaration and the decoder that fills it.
 
+mod history;
 mod rows;
 
 use std::fmt::Write as _;
@@ -12,6 +13,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
 use crate::clock::{DAY, MINUTE, Micros};
 
+pub use history::{History, LookBack, Memory};
 pub use rows::{Place, Rows, flag};
 
 /// What a column holds, and with that how it lies in memory and in files.

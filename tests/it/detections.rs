@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use keyfuse::detect::{read_folder, selftest};
+use keyfuse::detect::read_folder;
+use keyfuse::selftest;
 
 #[test]
 fn the_tests_inside_every_detection_file_pass() {

@@ -13,9 +13,9 @@ use datafusion::execution::context::SessionContext;
 use keyfuse::alert::{AlertBook, AllowList, alerts_of};
 use keyfuse::clock::{MINUTE, Micros, SECOND};
 use keyfuse::detect::catalog::{LINEAGE, register_tables};
-use keyfuse::detect::{Detection, Engine, Memory, findings_of};
+use keyfuse::detect::{Detection, Engine, findings_of};
 use keyfuse::secret::Fingerprinter;
-use keyfuse::table::{Place, Rows, STREAMS, Table, cloudtrail as c, exposure_reports as e};
+use keyfuse::table::{Memory, Place, Rows, STREAMS, Table, cloudtrail as c, exposure_reports as e};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 

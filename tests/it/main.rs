@@ -6,5 +6,7 @@ mod command_line;
 mod crash;
 mod detections;
 mod equality;
+mod layers;
+mod service;
 mod support;
 mod three_ways;

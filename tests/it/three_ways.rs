@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use keyfuse::alert::{AllowList, alerts_of};
 use keyfuse::archive::{Archive, ArchiveHistory};
+use keyfuse::clock::parse_time;
 use keyfuse::clock::{MINUTE, Micros};
-use keyfuse::decode::parse_time;
 use keyfuse::detect::Engine;
 use keyfuse::generate::llmjacking;
 use keyfuse::pipeline::Service;

@@ -5,9 +5,9 @@ use std::sync::{Mutex, PoisonError};
 use arrow::record_batch::RecordBatch;
 use datafusion::logical_expr::Expr;
 
+use super::Table;
 use crate::clock::Micros;
 use crate::error::Result;
-use crate::table::Table;
 
 /// Rows of the past, as an archive (and what is not yet in it) can give them.
 pub trait History {

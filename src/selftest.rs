@@ -10,16 +10,12 @@ use std::sync::Arc;
 use arrow::record_batch::RecordBatch;
 use serde_json::Value;
 
-use super::engine::Engine;
-use super::file::{Detection, Test, parse_length};
-use super::finding::Finding;
-use super::history::Memory;
 use crate::alert::{Alert, AllowList, alerts_of};
-use crate::clock::Micros;
-use crate::decode::parse_time;
+use crate::clock::{Micros, parse_length, parse_time};
+use crate::detect::{Detection, Engine, Finding, Test};
 use crate::error::{Error, Result};
 use crate::secret::Fingerprinter;
-use crate::table::{Kind, Place, Rows, Table, by_name};
+use crate::table::{Kind, Memory, Place, Rows, Table, by_name};
 
 /// The zero of relative times: 2026-01-01T00:00:00Z.
 pub const ZERO: Micros = 1_767_225_600_000_000;

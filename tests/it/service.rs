@@ -1,0 +1,124 @@
+//! The running service: dead letters, reload, HTTP, metrics, and a sink that is dead for a while.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use keyfuse::pipeline::Service;
+use keyfuse::source::broker::Broker;
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Message as _;
+
+use crate::support::{START, brokers, config, delivered, metric, sender, wait_for};
+
+const DESTROYS: &str = r#"{"eventVersion":"1.11","eventTime":"2026-05-01T10:00:00Z","eventSource":"bedrock.amazonaws.com","eventName":"DeleteGuardrail","eventID":"d1","userIdentity":{"type":"IAMUser","arn":"arn:aws:iam::111122223333:user/x"},"additionalEventData":{"callWithBearerToken":true}}"#;
+
+#[test]
+fn refused_records_go_to_the_dead_letter_topic_and_to_the_table() {
+    for broker in brokers(1) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dead = format!("{}-dead", broker.topic);
+        let mut config = config(folder.path(), &broker.address, &[&broker.topic]);
+        config.dead_letter = Some(dead.clone());
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+        let sender = sender(&broker.address);
+        for value in ["{\"cut\":", DESTROYS, ""] {
+            sender.send(&broker.topic, Some(0), None, value.as_bytes(), Some(START)).expect("sent");
+        }
+        wait_for("two rejects", || metric(&service, "keyfuse_rejects_total") == 2);
+        wait_for("one row", || metric(&service, "keyfuse_rows_total") == 1);
+        service.stop().expect("a clean stop");
+        let mut settings = ClientConfig::new();
+        settings.set("bootstrap.servers", &broker.address).set("group.id", "reader").set("auto.offset.reset", "earliest");
+        let reader: BaseConsumer = settings.create().expect("a consumer");
+        reader.subscribe(&[&dead]).expect("subscribed");
+        let mut letters = Vec::new();
+        wait_for("two dead letters", || {
+            if let Some(Ok(message)) = reader.poll(Duration::from_millis(100)) {
+                letters.push(serde_json::from_slice::<serde_json::Value>(message.payload().expect("a value")).expect("JSON"));
+            }
+            letters.len() == 2
+        });
+        // Their topic may have several partitions: no order between them.
+        letters.sort_by_key(|letter| letter["offset"].as_i64());
+        assert_eq!((letters[0]["reason"].as_str(), letters[0]["offset"].as_i64()), (Some("truncated"), Some(0)), "{}", broker.name);
+        assert_eq!((letters[1]["reason"].as_str(), letters[1]["offset"].as_i64()), (Some("empty"), Some(2)), "{}", broker.name);
+    }
+}
+
+#[test]
+fn a_sink_that_was_dead_gets_its_alerts_at_the_next_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = &brokers(1)[0];
+    // The alert file cannot be written: its place is taken by a full device.
+    let mut dead = config(folder.path(), &broker.address, &[&broker.topic]);
+    dead.ndjson = vec!["/dev/full".into()];
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let service = Service::start(&dead, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    sender(&broker.address).send(&broker.topic, Some(0), None, DESTROYS.as_bytes(), Some(START)).expect("sent");
+    wait_for("a refused delivery", || metric(&service, "keyfuse_delivery_failures_total") > 0);
+    assert_eq!(metric(&service, "keyfuse_deliveries_total"), 0);
+    service.stop().expect("a clean stop");
+    let alive = config(folder.path(), &broker.address, &[&broker.topic]);
+    let service = Service::start(&alive, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    wait_for("the deliveries", || metric(&service, "keyfuse_deliveries_total") == 2);
+    service.stop().expect("a clean stop");
+    let names: Vec<_> = delivered(&alive.ndjson[0]).values().map(|alert| alert["detection"].clone()).collect();
+    assert_eq!(names.len(), 2, "COV-03 and LLM-10: {names:?}");
+}
+
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn get(port: u16, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let status = answer.split(' ').nth(1)?.parse().ok()?;
+    Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
+}
+
+#[test]
+fn http_tells_health_and_metrics_and_a_changed_folder_is_reloaded() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = Broker::start().expect("a broker");
+    broker.create_topic("t", 1).expect("a topic");
+    let detections = folder.path().join("detections");
+    std::fs::create_dir(&detections).expect("made");
+    std::fs::copy("detections/llm-10-bearer-key-destroys.md", detections.join("llm-10.md")).expect("copied");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
+    let path = folder.path().join("keyfuse.toml");
+    let text = format!("[kafka]\n\"bootstrap.servers\" = {:?}\n[[topics]]\nname = \"t\"\n[http]\nlisten = \"127.0.0.1:{port}\"\n", broker.address());
+    std::fs::write(&path, text).expect("written");
+    let child = Command::new(env!("CARGO_BIN_EXE_keyfuse")).args(["run", "--config"]).arg(&path).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let running = Running(child.expect("keyfuse starts"));
+    wait_for("readiness", || get(port, "/readyz").is_some_and(|(status, _)| status == 200));
+    assert_eq!(get(port, "/healthz"), Some((200, "ok\n".into())));
+    let page = || get(port, "/metrics").map(|(_, page)| page).unwrap_or_default();
+    // Every series is there at zero before anything happened.
+    for series in
+        ["keyfuse_alerts_total{detection=\"LLM-10\",level=\"critical\"} 0", "keyfuse_rejects_total{reason=\"truncated\"} 0", "keyfuse_detections_loaded 1"]
+    {
+        assert!(page().contains(series), "{series}");
+    }
+    std::fs::copy("detections/llm-03-console-only-api-by-program.md", detections.join("llm-03.md")).expect("copied");
+    wait_for("the second detection", || page().contains("keyfuse_detections_loaded 2"));
+    std::fs::write(detections.join("bad.md"), "---\nno\n---\n").expect("written");
+    wait_for("a refused reload", || page().contains("keyfuse_reload_failures_total 1"));
+    assert!(page().contains("keyfuse_detections_loaded 2"), "the old ones go on");
+    std::fs::remove_file(detections.join("bad.md")).expect("removed");
+    std::fs::remove_file(detections.join("llm-03.md")).expect("removed");
+    // SAFETY: the process is this test's own child and still runs.
+    assert_eq!(unsafe { libc::kill(running.0.id() as i32, libc::SIGHUP) }, 0);
+    wait_for("one detection again", || page().contains("keyfuse_detections_loaded 1"));
+}
