@@ -40,16 +40,19 @@ impl Style {
         self.paint(code, &format!(" {} ", level.to_uppercase()))
     }
 
-    /// One alert: what, who, how fast, what it touched, what to do.
+    /// One alert: what, who, how fast, what it touched, what to do. A change of an alert already shown is one line.
     pub fn alert(&self, alert: &Alert, detection: Option<&Detection>, delay: Option<Micros>, steps: bool) -> String {
-        let mut out = String::new();
         let keys: Vec<String> = alert.alert_key.iter().map(|(name, value)| format!("{name} {}", plain(value))).collect();
-        let again = if alert.revision > 1 { format!(" (update {})", alert.revision) } else { String::new() };
-        let _ =
-            writeln!(out, "{} {} {}{}  {}", self.level(&alert.level), self.bold(&alert.detection), self.bold(&alert.title), self.dim(&again), keys.join(", "));
-        let mut facts = vec![rfc3339(alert.first_time)];
+        let keys = keys.join(", ");
+        if alert.revision > 1 {
+            let change = format!("{} {}: now {}, {} findings, until {}", alert.detection, keys, alert.level, alert.findings(), rfc3339(alert.last_time));
+            return self.dim(&change);
+        }
+        let mut out = String::new();
+        let _ = writeln!(out, "{} {} {}  {keys}", self.level(&alert.level), self.bold(&alert.detection), self.bold(&alert.title));
+        let since = alert.column("since").and_then(|text| parse_time(&text)).unwrap_or(alert.first_time);
+        let mut facts = vec![rfc3339(since)];
         if let Some(exposed) = alert.column("exposed_at").and_then(|text| parse_time(&text)) {
-            let since = alert.column("since").and_then(|text| parse_time(&text)).unwrap_or(alert.first_time);
             facts.push(format!("{} after exposure", spoken((since - exposed).max(0))));
         }
         if let Some(delay) = delay {
@@ -59,18 +62,40 @@ impl Style {
             facts.push(format!("{} findings", alert.findings()));
         }
         let _ = writeln!(out, "   {}", facts.join(" · "));
-        let shown = |name: &&(&String, &serde_json::Value)| !name.1.is_null() && !matches!(name.0.as_str(), "exposed_at" | "event_id" | "depth" | "account_id");
-        let details: Vec<String> =
-            alert.payload.iter().collect::<Vec<_>>().iter().filter(shown).map(|(name, value)| format!("{name}={}", plain(value))).collect();
-        let _ = writeln!(out, "   {}", self.dim(&details.join("  ")));
+        let told = ["exposed_at", "since", "event_id", "depth", "account_id", "location"];
+        let details = alert.payload.iter().filter(|(name, value)| !value.is_null() && !told.contains(&name.as_str()));
+        let details: Vec<String> = details.map(|(name, value)| format!("{name}={}", plain(value))).collect();
+        for line in wrapped(&details, "  ") {
+            let _ = writeln!(out, "   {}", self.dim(&line));
+        }
         if let (true, Some(detection)) = (steps, detection) {
             let lines = detection.what_to_do().lines().skip_while(|line| !line.starts_with("1."));
             let first: Vec<&str> = lines.take_while(|line| !line.starts_with("2.")).map(|line| line.trim_start_matches("1.").trim()).collect();
             let credential = alert.column("used_with").or_else(|| alert.column("credential")).unwrap_or_else(|| "<credential>".into());
-            let _ = writeln!(out, "   → {}", first.join("\n     ").replace("<credential>", &credential));
+            let words: Vec<String> = first.join(" ").replace("<credential>", &credential).split(' ').map(str::to_owned).collect();
+            for (number, line) in wrapped(&words, " ").into_iter().enumerate() {
+                let _ = writeln!(out, "   {} {line}", if number == 0 { "→" } else { " " });
+            }
         }
         out
     }
+}
+
+/// Columns that text is wrapped to: what most terminals have.
+const WIDTH: usize = 116;
+
+fn wrapped(parts: &[String], between: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for part in parts {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + between.len() + part.chars().count() <= WIDTH => {
+                line.push_str(between);
+                line.push_str(part);
+            }
+            _ => lines.push(part.clone()),
+        }
+    }
+    lines
 }
 
 fn plain(value: &serde_json::Value) -> String {
