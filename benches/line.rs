@@ -25,7 +25,6 @@ use keyfuse::source::kafka::{Event, KafkaSource, client_config};
 use keyfuse::table::{Memory, rejects};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::Message as _;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -690,14 +690,14 @@ fn keeps_true(predicate: &Expr, schema: &DFSchema, cols: &[Col]) -> bool {
         Expr::BinaryExpr(BinaryExpr { left, op: Operator::And | Operator::Or, right }) => keeps_true(left, schema, cols) && keeps_true(right, schema, cols),
         Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
             let (l, r) = (column_of(left, schema, cols).change, column_of(right, schema, cols).change);
-            match (l, op, r) {
-                (Change::Never, _, Change::Never) => true,
-                (Change::Rises, Operator::GtEq | Operator::Gt, Change::Never | Change::Falls) => true,
-                (Change::Falls, Operator::LtEq | Operator::Lt, Change::Never | Change::Rises) => true,
-                (Change::Never, Operator::LtEq | Operator::Lt, Change::Rises) => true,
-                (Change::Never, Operator::GtEq | Operator::Gt, Change::Falls) => true,
-                _ => false,
-            }
+            matches!(
+                (l, op, r),
+                (Change::Never, _, Change::Never)
+                    | (Change::Rises, Operator::GtEq | Operator::Gt, Change::Never | Change::Falls)
+                    | (Change::Falls, Operator::LtEq | Operator::Lt, Change::Never | Change::Rises)
+                    | (Change::Never, Operator::LtEq | Operator::Lt, Change::Rises)
+                    | (Change::Never, Operator::GtEq | Operator::Gt, Change::Falls)
+            )
         }
         other => derived(other, schema, cols).change == Change::Never,
     }

@@ -570,7 +570,7 @@ impl Engine {
                 self.residue_budget >> 20
             );
             let schema = Arc::clone(entry.store.schema());
-            entry.store = Store::new(entry.store.table(), &entry.store.projection().to_vec(), entry.store.key_column(), schema);
+            entry.store = Store::new(entry.store.table(), entry.store.projection(), entry.store.key_column(), schema);
             for user in entry.users.clone() {
                 let live = &mut self.live[user];
                 live.suspended = Some(message.clone());

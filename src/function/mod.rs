@@ -29,7 +29,7 @@ pub fn register(registry: &mut dyn FunctionRegistry, fingerprinter: &Fingerprint
     datafusion_functions_json::register_all(registry)?;
     let fingerprinter = fingerprinter.clone();
     for udf in [
-        text_function("access_key_account", |id| credential::account_of(id)),
+        text_function("access_key_account", credential::account_of),
         text_function("credential_class", |text| Some(credential::class(text).to_owned())),
         text_function("fingerprint", move |secret| Some(credential::name_of(secret, &fingerprinter))),
         cidr_contains(),
