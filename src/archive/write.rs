@@ -1,9 +1,9 @@
 //! Parquet files as strangers' tools like them: plain types, statistics, bloom filters on what people look up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::{Array, AsArray, BooleanArray};
-use arrow::compute::{concat_batches, filter_record_batch, max, min};
+use arrow::compute::{filter_record_batch, max, min};
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
 use object_store::ObjectStoreExt as _;
@@ -16,7 +16,7 @@ use parquet::schema::types::ColumnPath;
 use super::{DataFile, Location, Positions};
 use crate::clock::{HOUR, rfc3339};
 use crate::error::{At, Result};
-use crate::table::{Table, alerts, cloudtrail as system};
+use crate::table::{Kind, Table, alerts, cloudtrail as system};
 
 /// Rows per row group: small enough that a look-up by key reads little, large enough to compress.
 const ROW_GROUP: usize = 128 << 10;
@@ -37,42 +37,53 @@ fn properties(table: &Table) -> WriterProperties {
     properties.build()
 }
 
-/// One batch as the bytes of a Parquet file.
+/// Batches as the bytes of one Parquet file.
 ///
 /// # Errors
 /// Parquet's, never in practice: the bytes stay in memory.
-pub fn to_parquet(table: &Table, batch: &RecordBatch) -> Result<Vec<u8>> {
+pub fn to_parquet(table: &Table, batches: &[RecordBatch]) -> Result<Vec<u8>> {
     let options = ArrowWriterOptions::new().with_properties(properties(table)).with_skip_arrow_metadata(true);
-    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), batch.schema(), options).at(|| format!("Parquet writer for {}", table.name))?;
-    writer.write(batch).at(|| format!("encoding {}", table.name))?;
+    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), table.schema(), options).at(|| format!("Parquet writer for {}", table.name))?;
+    for batch in batches {
+        writer.write(batch).at(|| format!("encoding {}", table.name))?;
+    }
     writer.into_inner().at(|| format!("encoding {}", table.name))
 }
 
 /// Writes the rows of one flush, one file per append hour, durable before it returns.
 pub async fn write(location: &Location, table: &'static Table, batches: &[RecordBatch], positions: &Positions) -> Result<Vec<DataFile>> {
-    if batches.is_empty() {
-        return Ok(Vec::new());
-    }
-    let all = concat_batches(&table.schema(), batches)?;
-    let hour_column = if table.is_stream() { system::APPEND_TIME } else { alerts::DECIDED_AT };
-    let times = all.column(hour_column).as_primitive::<TimestampMicrosecondType>().clone();
-    let mut hours: BTreeMap<i64, Vec<bool>> = BTreeMap::new();
-    for (row, time) in times.iter().enumerate() {
-        hours.entry(time.unwrap_or(0).div_euclid(HOUR)).or_insert_with(|| vec![false; all.num_rows()])[row] = true;
-    }
     let mut files = Vec::new();
-    for (hour, rows) in hours {
-        let part = if rows.iter().all(|row| *row) { all.clone() } else { filter_record_batch(&all, &BooleanArray::from(rows))? };
-        let bytes = to_parquet(table, &part)?;
+    for (hour, batches) in by_hour(table, batches)? {
+        let bytes = to_parquet(table, &batches)?;
         let date = rfc3339(hour * HOUR);
         let (date, hour_of_day) = (date[..10].to_owned(), hour.rem_euclid(24) as i32);
         let name = name_of(table, hour, positions, &bytes);
         let path = format!("dt={date}/h={hour_of_day:02}/{name}");
-        let size = bytes.len() as u64;
+        let (size, rows) = (bytes.len() as u64, batches.iter().map(|batch| batch.num_rows() as u64).sum());
         put(location, table, &path, bytes).await?;
-        files.push(DataFile { path, bytes: size, rows: part.num_rows() as u64, date, hour: hour_of_day, stats: stats(table, &part) });
+        files.push(DataFile { path, bytes: size, rows, date, hour: hour_of_day, stats: stats(table, &batches, rows) });
     }
     Ok(files)
+}
+
+/// The rows by the hour in which they were appended. Nearly always a batch lies in one hour and is not copied.
+fn by_hour(table: &'static Table, batches: &[RecordBatch]) -> Result<BTreeMap<i64, Vec<RecordBatch>>> {
+    let column = if table.is_stream() { system::APPEND_TIME } else { alerts::DECIDED_AT };
+    let mut hours: BTreeMap<i64, Vec<RecordBatch>> = BTreeMap::new();
+    for batch in batches {
+        let times = batch.column(column).as_primitive::<TimestampMicrosecondType>();
+        let hour_of = |time: Option<i64>| time.unwrap_or(0).div_euclid(HOUR);
+        let (first, last) = (hour_of(min(times)), hour_of(max(times)));
+        if first == last {
+            hours.entry(first).or_default().push(batch.clone());
+            continue;
+        }
+        for hour in times.iter().map(hour_of).collect::<BTreeSet<_>>() {
+            let rows: BooleanArray = times.iter().map(|time| Some(hour_of(time) == hour)).collect();
+            hours.entry(hour).or_default().push(filter_record_batch(batch, &rows)?);
+        }
+    }
+    Ok(hours)
 }
 
 /// The same range gives the same name: writing it again after a crash replaces the orphan instead of adding another.
@@ -116,20 +127,20 @@ fn write_durably(file: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 /// Delta statistics: row count and the bounds of the time columns, by which readers skip files.
-fn stats(table: &Table, batch: &RecordBatch) -> String {
+fn stats(table: &Table, batches: &[RecordBatch], rows: u64) -> String {
     let mut lowest = serde_json::Map::new();
     let mut highest = serde_json::Map::new();
     let mut nulls = serde_json::Map::new();
-    for (index, column) in table.columns.iter().enumerate().filter(|(_, column)| column.kind == crate::table::Kind::Time).take(4) {
-        let times = batch.column(index).as_primitive::<TimestampMicrosecondType>();
-        nulls.insert(column.name.into(), times.null_count().into());
-        if let (Some(low), Some(high)) = (min(times), max(times)) {
+    for (index, column) in table.columns.iter().enumerate().filter(|(_, column)| column.kind == Kind::Time).take(4) {
+        let times = || batches.iter().map(|batch| batch.column(index).as_primitive::<TimestampMicrosecondType>());
+        nulls.insert(column.name.into(), times().map(Array::null_count).sum::<usize>().into());
+        if let (Some(low), Some(high)) = (times().filter_map(min).min(), times().filter_map(max).max()) {
             // Delta keeps milliseconds: round outwards, or a reader would skip rows that are there.
             lowest.insert(column.name.into(), millis(low.div_euclid(1000)).into());
             highest.insert(column.name.into(), millis(high.div_euclid(1000) + i64::from(high.rem_euclid(1000) > 0)).into());
         }
     }
-    serde_json::json!({ "numRecords": batch.num_rows(), "minValues": lowest, "maxValues": highest, "nullCount": nulls }).to_string()
+    serde_json::json!({ "numRecords": rows, "minValues": lowest, "maxValues": highest, "nullCount": nulls }).to_string()
 }
 
 fn millis(time: i64) -> String {

@@ -60,11 +60,11 @@ struct Event<'a> {
     #[serde(borrow, default)]
     tls_details: Option<TlsDetails<'a>>,
     #[serde(borrow, default)]
-    request_parameters: Option<&'a RawValue>,
+    request_parameters: Option<RequestParameters<'a>>,
     #[serde(borrow, default)]
-    response_elements: Option<&'a RawValue>,
+    response_elements: Option<ResponseElements<'a>>,
     #[serde(borrow, default)]
-    additional_event_data: Option<&'a RawValue>,
+    additional_event_data: Option<AdditionalEventData<'a>>,
     #[serde(borrow, default)]
     resources: Option<&'a RawValue>,
 }
@@ -182,9 +182,9 @@ struct RequestParameters<'a> {
 #[serde(rename_all = "camelCase")]
 struct ResponseElements<'a> {
     #[serde(borrow, default)]
-    credentials: Option<&'a RawValue>,
+    credentials: Option<Minted<'a>>,
     #[serde(borrow, default)]
-    access_key: Option<&'a RawValue>,
+    access_key: Option<Minted<'a>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -260,12 +260,11 @@ impl Format for CloudTrail {
             }
             flag(&mut flags, "bad_time:eventTime");
         }
-        // Nested objects are read one by one: a surprise in one costs that one only.
-        let request: RequestParameters = nested(event.request_parameters, "requestParameters", &mut flags)?;
-        let response: ResponseElements = nested(event.response_elements, "responseElements", &mut flags)?;
-        let extra: AdditionalEventData = nested(event.additional_event_data, "additionalEventData", &mut flags)?;
-        let session_key: Minted = nested(response.credentials, "credentials", &mut flags)?;
-        let long_key: Minted = nested(response.access_key, "accessKey", &mut flags)?;
+        let request = event.request_parameters.unwrap_or_default();
+        let response = event.response_elements.unwrap_or_default();
+        let extra = event.additional_event_data.unwrap_or_default();
+        let session_key = response.credentials.unwrap_or_default();
+        let long_key = response.access_key.unwrap_or_default();
         let identity = event.user_identity.unwrap_or_default();
         let session = identity.session_context.unwrap_or_default();
         let issuer = session.session_issuer.unwrap_or_default();
@@ -360,20 +359,6 @@ impl Format for CloudTrail {
         rows.text(c::RAW, raw.as_deref());
         rows.end_row();
         Ok(())
-    }
-}
-
-/// Reads a nested object. Text, null or a list at its place is an absent object (`HIDDEN_DUE_TO_SECURITY_REASONS` stands
-/// there in real records); an object that cannot be read sends the record to repair once, then counts as absent too.
-fn nested<'a, T: Deserialize<'a> + Default>(value: Option<&'a RawValue>, name: &str, flags: &mut String) -> Result<T, Refusal> {
-    let Some(text) = value.map(RawValue::get).filter(|text| text.starts_with('{')) else { return Ok(T::default()) };
-    match serde_json::from_str(text) {
-        Ok(object) => Ok(object),
-        Err(error) if error.to_string().starts_with("duplicate field") => Err(Refusal::new(Reason::BadRecord, format!("{name}: {error}"))),
-        Err(_) => {
-            flag(flags, &format!("bad_type:{name}"));
-            Ok(T::default())
-        }
     }
 }
 

@@ -5,7 +5,9 @@
 
 use std::borrow::Cow;
 use std::io::Read;
+use std::sync::LazyLock;
 
+use aho_corasick::AhoCorasick;
 use memchr::memchr2;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -217,6 +219,10 @@ struct LogEvent<'a> {
     message: Cow<'a, str>,
 }
 
+static WRAPPER_MARKS: LazyLock<AhoCorasick> = LazyLock::new(|| {
+    AhoCorasick::new(["\"detail\"", "\"logEvents\"", "\"CloudTrailEvent\"", "\"Records\"", "\"Events\""]).expect("a fixed list of short marks")
+});
+
 /// What a wrapper held.
 pub enum Peeled<'a> {
     /// No wrapper: the record itself.
@@ -230,8 +236,7 @@ pub enum Peeled<'a> {
 /// Takes one wrapper off: EventBridge `detail`, CloudWatch Logs `logEvents`, `LookupEvents` results, a nested `Records`.
 pub fn peel(text: &str) -> Peeled<'_> {
     // Cheaper than a parse, and true of nearly every bare CloudTrail record.
-    let marks = ["\"detail\"", "\"logEvents\"", "\"CloudTrailEvent\"", "\"Records\"", "\"Events\""];
-    if text.starts_with("{\"eventVersion\"") || !marks.iter().any(|mark| memchr::memmem::find(text.as_bytes(), mark.as_bytes()).is_some()) {
+    if text.starts_with("{\"eventVersion\"") || !WRAPPER_MARKS.is_match(text) {
         return Peeled::Bare;
     }
     let Ok(wrapper) = serde_json::from_str::<Wrapper>(text) else { return Peeled::Bare };

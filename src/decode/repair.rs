@@ -15,19 +15,36 @@ pub struct Repaired {
 }
 
 /// Objects that a wrong type at their place would make unreadable as a whole.
-const OBJECTS: &[&str] = &["userIdentity", "sessionContext", "sessionIssuer", "attributes", "tlsDetails", "onBehalfOf", "inScopeOf"];
+const OBJECTS: &[&str] = &[
+    "userIdentity",
+    "sessionContext",
+    "sessionIssuer",
+    "attributes",
+    "tlsDetails",
+    "onBehalfOf",
+    "inScopeOf",
+    "requestParameters",
+    "responseElements",
+    "additionalEventData",
+    "credentials",
+    "accessKey",
+];
+
+/// What AWS writes where an object is usual: known, and no damage.
+const STAND_INS: &[&str] = &["", "HIDDEN_DUE_TO_SECURITY_REASONS"];
 
 /// Renames doubled keys and drops scalars that stand where an object belongs; `None` if it is no JSON object at all.
 pub fn repair(text: &str) -> Option<Repaired> {
-    let mut flags = Vec::new();
+    let (mut flags, mut changed) = (Vec::new(), false);
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let value = deserializer.deserialize_map(Rebuild { flags: &mut flags }).ok()?;
+    let value = deserializer.deserialize_map(Rebuild { flags: &mut flags, changed: &mut changed }).ok()?;
     deserializer.end().ok()?;
-    (!flags.is_empty()).then(|| Repaired { text: value.to_string(), flags })
+    changed.then(|| Repaired { text: value.to_string(), flags })
 }
 
 struct Rebuild<'f> {
     flags: &'f mut Vec<String>,
+    changed: &'f mut bool,
 }
 
 impl<'de> serde::de::DeserializeSeed<'de> for Rebuild<'_> {
@@ -48,11 +65,15 @@ impl<'de> Visitor<'de> for Rebuild<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            let value = entries.next_value_seed(Rebuild { flags: self.flags })?;
+            let value = entries.next_value_seed(Rebuild { flags: self.flags, changed: self.changed })?;
             if OBJECTS.contains(&key.as_str()) && !value.is_object() && !value.is_null() {
-                self.flags.push(format!("bad_type:{key}"));
+                *self.changed = true;
+                if !value.as_str().is_some_and(|text| STAND_INS.contains(&text)) {
+                    self.flags.push(format!("bad_type:{key}"));
+                }
                 object.insert(format!("{key} (not an object)"), value);
             } else if object.contains_key(&key) {
+                *self.changed = true;
                 self.flags.push(format!("duplicate_key:{}", key.replace(',', "_").chars().take(40).collect::<String>()));
                 let name = (2..).map(|n| format!("{key} (duplicate {n})")).find(|name| !object.contains_key(name));
                 object.insert(name.unwrap_or(key), value);
@@ -65,7 +86,7 @@ impl<'de> Visitor<'de> for Rebuild<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(value) = elements.next_element_seed(Rebuild { flags: self.flags })? {
+        while let Some(value) = elements.next_element_seed(Rebuild { flags: self.flags, changed: self.changed })? {
             list.push(value);
         }
         Ok(Value::Array(list))

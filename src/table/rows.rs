@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayBuilder, ArrayRef, BooleanBuilder, Int64Builder, RecordBatch, StringDictionaryBuilder, StringViewBuilder, TimestampMicrosecondBuilder,
+    ArrayBuilder, ArrayRef, BooleanBuilder, DictionaryArray, Int32Builder, Int64Builder, RecordBatch, StringBuilder, StringViewBuilder,
+    TimestampMicrosecondBuilder,
 };
 use arrow::datatypes::Int32Type;
+use hashbrown::HashMap;
 
 use super::{Kind, Table, cloudtrail as system};
 use crate::clock::{MINUTE, Micros};
@@ -32,9 +34,47 @@ impl std::fmt::Display for Place {
     }
 }
 
+/// A dictionary column under construction. Neighbouring rows mostly repeat their words, so the last one is compared first.
+#[derive(Default)]
+struct Words {
+    numbers: HashMap<Box<str>, i32>,
+    values: StringBuilder,
+    keys: Int32Builder,
+    last: (String, i32),
+}
+
+impl Words {
+    #[inline]
+    fn append(&mut self, word: &str) {
+        if self.last.0 != word || self.values.len() == 0 {
+            let next = self.numbers.len() as i32;
+            let number = match self.numbers.get(word) {
+                Some(number) => *number,
+                None => {
+                    self.numbers.insert(word.into(), next);
+                    self.values.append_value(word);
+                    next
+                }
+            };
+            self.last.0.clear();
+            self.last.0.push_str(word);
+            self.last.1 = number;
+        }
+        self.keys.append_value(self.last.1);
+    }
+
+    fn finish(&mut self) -> ArrayRef {
+        self.numbers.clear();
+        self.last.0.clear();
+        let (keys, values) = (self.keys.finish(), Arc::new(self.values.finish()));
+        // Every key was given out for a value that was appended.
+        Arc::new(DictionaryArray::<Int32Type>::try_new(keys, values).expect("keys point at values"))
+    }
+}
+
 enum Builder {
     Time(TimestampMicrosecondBuilder),
-    Word(StringDictionaryBuilder<Int32Type>),
+    Word(Box<Words>),
     Text(StringViewBuilder),
     Int(Int64Builder),
     Bool(BooleanBuilder),
@@ -44,7 +84,7 @@ impl Builder {
     fn new(kind: Kind) -> Self {
         match kind {
             Kind::Time => Builder::Time(TimestampMicrosecondBuilder::new().with_timezone("UTC")),
-            Kind::Word => Builder::Word(StringDictionaryBuilder::new()),
+            Kind::Word => Builder::Word(Box::default()),
             Kind::Text => Builder::Text(StringViewBuilder::new().with_fixed_block_size(256 << 10)),
             Kind::Int => Builder::Int(Int64Builder::new()),
             Kind::Bool => Builder::Bool(BooleanBuilder::new()),
@@ -54,27 +94,27 @@ impl Builder {
     fn len(&self) -> usize {
         match self {
             Builder::Time(b) => b.len(),
-            Builder::Word(b) => b.len(),
+            Builder::Word(b) => b.keys.len(),
             Builder::Text(b) => b.len(),
             Builder::Int(b) => b.len(),
             Builder::Bool(b) => b.len(),
         }
     }
 
-    fn null(&mut self) {
+    fn nulls(&mut self, count: usize) {
         match self {
-            Builder::Time(b) => b.append_null(),
-            Builder::Word(b) => b.append_null(),
-            Builder::Text(b) => b.append_null(),
-            Builder::Int(b) => b.append_null(),
-            Builder::Bool(b) => b.append_null(),
+            Builder::Time(b) => b.append_nulls(count),
+            Builder::Word(b) => b.keys.append_nulls(count),
+            Builder::Text(b) => (0..count).for_each(|_| b.append_null()),
+            Builder::Int(b) => b.append_nulls(count),
+            Builder::Bool(b) => b.append_nulls(count),
         }
     }
 
     fn finish(&mut self) -> ArrayRef {
         match self {
             Builder::Time(b) => Arc::new(b.finish()),
-            Builder::Word(b) => Arc::new(b.finish()),
+            Builder::Word(b) => b.finish(),
             Builder::Text(b) => Arc::new(b.finish()),
             Builder::Int(b) => Arc::new(b.finish()),
             Builder::Bool(b) => Arc::new(b.finish()),
@@ -112,43 +152,53 @@ impl Rows {
         self.bytes
     }
 
+    /// The builder of a column, with the nulls of the rows in which it was not set.
+    #[inline]
+    fn column(&mut self, column: usize) -> &mut Builder {
+        let builder = &mut self.columns[column];
+        let behind = self.rows - builder.len();
+        if behind > 0 {
+            builder.nulls(behind);
+        }
+        builder
+    }
+
     /// Sets a text or word column of the row under construction.
     #[inline]
     pub fn text(&mut self, column: usize, value: Option<&str>) {
         let Some(value) = value else { return };
-        debug_assert_eq!(self.columns[column].len(), self.rows, "{} set twice", self.table.columns[column].name);
         self.bytes += value.len();
-        match &mut self.columns[column] {
-            Builder::Word(b) => b.append_value(value),
+        match self.column(column) {
+            Builder::Word(b) => b.append(value),
             Builder::Text(b) => b.append_value(value),
-            _ => debug_assert!(false, "{} is not text", self.table.columns[column].name),
+            _ => debug_assert!(false, "column {column} is not text"),
         }
     }
 
     #[inline]
     pub fn int(&mut self, column: usize, value: Option<i64>) {
-        match (&mut self.columns[column], value) {
-            (_, None) => {}
-            (Builder::Int(b), Some(value)) => b.append_value(value),
-            _ => debug_assert!(false, "{} is not an integer", self.table.columns[column].name),
+        let Some(value) = value else { return };
+        match self.column(column) {
+            Builder::Int(b) => b.append_value(value),
+            _ => debug_assert!(false, "column {column} is not an integer"),
         }
     }
 
     #[inline]
     pub fn bool(&mut self, column: usize, value: Option<bool>) {
-        match (&mut self.columns[column], value) {
-            (_, None) => {}
-            (Builder::Bool(b), Some(value)) => b.append_value(value),
-            _ => debug_assert!(false, "{} is not a boolean", self.table.columns[column].name),
+        let Some(value) = value else { return };
+        match self.column(column) {
+            Builder::Bool(b) => b.append_value(value),
+            _ => debug_assert!(false, "column {column} is not a boolean"),
         }
     }
 
     #[inline]
     pub fn time(&mut self, column: usize, value: Option<Micros>) {
-        match (&mut self.columns[column], value) {
-            (_, None) => {}
-            (Builder::Time(b), Some(value)) => b.append_value(value),
-            _ => debug_assert!(false, "{} is not a time", self.table.columns[column].name),
+        let Some(value) = value else { return };
+        match self.column(column) {
+            Builder::Time(b) => b.append_value(value),
+            _ => debug_assert!(false, "column {column} is not a time"),
         }
     }
 
@@ -177,19 +227,14 @@ impl Rows {
     #[inline]
     pub fn end_row(&mut self) {
         self.rows += 1;
-        for column in &mut self.columns {
-            if column.len() < self.rows {
-                column.null();
-            }
-        }
     }
 
     /// The rows so far as a batch; the builders start again, empty.
     pub fn finish(&mut self) -> RecordBatch {
-        let columns: Vec<ArrayRef> = self.columns.iter_mut().map(Builder::finish).collect();
+        let columns: Vec<ArrayRef> = (0..self.columns.len()).map(|column| self.column(column).finish()).collect();
         self.rows = 0;
         self.bytes = 0;
-        // The builders were made from this very schema and end_row keeps them equally long.
+        // The builders were made from this very schema and are equally long.
         RecordBatch::try_new(self.table.schema(), columns).expect("builders match their own schema")
     }
 }
