@@ -12,7 +12,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use arrow::datatypes::{DataType, Field, Schema};
-use keyfuse::archive::{Archive, Positions};
+use keyfuse::archive::{Archive, Positions, to_parquet};
 use keyfuse::clock::{self, MINUTE};
 use keyfuse::config::{Config, Topic};
 use keyfuse::decode::{Decoder, Message, format_by_name};
@@ -38,8 +38,8 @@ fn main() {
         return broker(&args[1..]);
     }
     let wanted = |name: &str| args.is_empty() || args.iter().any(|arg| name.contains(arg.as_str()));
-    let benches: [(&str, fn()); 6] =
-        [("decode", decode), ("ingest", ingest), ("filter", filter), ("whole line", whole_line), ("residue", residue), ("latency", latency)];
+    let benches: [(&str, fn()); 7] =
+        [("decode", decode), ("ingest", ingest), ("size", size), ("filter", filter), ("whole line", whole_line), ("residue", residue), ("latency", latency)];
     for (name, bench) in benches {
         if wanted(name) {
             println!("\n## {name}\n");
@@ -394,6 +394,27 @@ fn ingest() {
     }
 }
 
+fn size() {
+    println!("100,000 rows in one file as the service writes it, against `zstd -3` over the raw lines.\n");
+    println!("| bytes each | Parquet without raw | Parquet with raw | zstd -3 of the raw lines | with raw ÷ zstd -3 |");
+    println!("|---|---|---|---|---|");
+    for bytes in [600, 1250, 1670] {
+        let texts = records(100_000, bytes);
+        let parquet = |keep_raw: bool| {
+            let topic: Arc<str> = Arc::from("t");
+            let mut decoder = Decoder::new(format_by_name("cloudtrail"), Fingerprinter::public(), keep_raw);
+            for (offset, text) in texts.iter().enumerate() {
+                decoder.decode(Message { bytes: text.as_bytes(), topic: &topic, partition: 0, offset: Some(offset as i64), line: 1, append_time: Some(START) });
+            }
+            let (table, batch) = decoder.finish().remove(0);
+            to_parquet(table, &[batch]).expect("encoded").len() as f64 / 1e5
+        };
+        let (bare, raw) = (parquet(false), parquet(true));
+        let yardstick = zstd::bulk::compress(texts.join("\n").as_bytes(), 3).expect("compressed").len() as f64 / 1e5;
+        println!("| {} | {bare:.0} | {raw:.0} | {yardstick:.0} | {:.2} |", mean(&texts), raw / yardstick);
+    }
+}
+
 /// Detections of the three shapes that public rule sets are made of, over different services and calls.
 fn many(count: usize) -> Vec<Detection> {
     let services = ["iam", "sts", "s3", "kms", "ec2", "lambda", "bedrock", "secretsmanager", "ssm", "rds"];
@@ -484,7 +505,7 @@ fn residue() {
     let topic: Arc<str> = Arc::from("t");
     let mut kept = 0;
     let mut seed = 0;
-    let before = resident();
+    let before = resident() as f64;
     while kept < 500_000 {
         seed += 1;
         let mut decoder = Decoder::new(format_by_name("cloudtrail"), Fingerprinter::public(), false);
@@ -510,7 +531,7 @@ fn residue() {
     println!(
         "LLM-01 over inference traffic: {kept} rows kept; per million rows {:.0} MiB by the engine's own count, {:.0} MiB of resident memory.",
         engine.residue_bytes() as f64 * million,
-        (resident() - before) as f64 * million
+        (resident() as f64 - before) * million
     );
 }
 

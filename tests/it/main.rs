@@ -5,6 +5,7 @@ mod bad_input;
 mod command_line;
 mod crash;
 mod detections;
+mod docs;
 mod equality;
 mod layers;
 mod service;

@@ -1,0 +1,84 @@
+//! What the docs say is run: every command of the README, its detection, the config and the allow-list of docs/running.md, and every link.
+
+use std::path::Path;
+use std::process::Command;
+
+use keyfuse::alert::AllowList;
+use keyfuse::config::Config;
+
+/// The fenced blocks of a page whose info string starts with `kind`.
+fn blocks(page: &str, kind: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(page).expect("a page");
+    let mut found: Vec<String> = Vec::new();
+    let (mut fence, mut wanted) = (String::new(), false);
+    for line in text.lines() {
+        let ticks: String = line.chars().take_while(|c| *c == '`').collect();
+        if fence.is_empty() && ticks.len() >= 3 {
+            wanted = line[ticks.len()..].starts_with(kind);
+            if wanted {
+                found.push(String::new());
+            }
+            fence = ticks;
+        } else if !fence.is_empty() && line == fence {
+            fence.clear();
+        } else if let (true, Some(block)) = (wanted && !fence.is_empty(), found.last_mut()) {
+            block.push_str(line);
+            block.push('\n');
+        }
+    }
+    found
+}
+
+#[test]
+fn every_command_of_the_readme_works() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut run = 0;
+    for command in blocks("README.md", "sh").iter().flat_map(|block| block.lines()).filter(|line| line.starts_with("cargo ")) {
+        if command == "cargo test" {
+            continue;
+        }
+        let mut line = command.replace("cargo run --", env!("CARGO_BIN_EXE_keyfuse")).replace("target/story", &folder.path().to_string_lossy());
+        if line.ends_with("--demo") {
+            // The same command, told to end.
+            line.push_str(" --once --speed 200");
+        }
+        let output = Command::new("sh").args(["-c", &line]).output().expect("a shell");
+        assert!(output.status.success(), "{command}\n{}", String::from_utf8_lossy(&output.stderr));
+        run += 1;
+    }
+    assert!(run >= 5, "the README has lost its commands");
+}
+
+#[test]
+fn the_detection_of_the_readme_passes_its_tests() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("my-01.md");
+    std::fs::write(&file, &blocks("README.md", "markdown")[0]).expect("written");
+    let output = Command::new(env!("CARGO_BIN_EXE_keyfuse")).arg("test").arg(&file).output().expect("runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("2 passed, 0 failed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn the_config_and_the_allow_list_of_the_docs_are_good() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(folder.path().join("detections")).expect("made");
+    let toml = blocks("docs/running.md", "toml");
+    std::fs::write(folder.path().join("allow.toml"), &toml[1]).expect("written");
+    let config = Config::parse(&toml[0], &folder.path().join("keyfuse.toml")).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    assert_eq!(config.topics.len(), 2);
+    assert_eq!(AllowList::read(&folder.path().join("allow.toml")).expect("good").entries().len(), 1);
+}
+
+#[test]
+fn every_relative_link_leads_somewhere() {
+    for page in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/running.md", "detections/README.md", "benches/README.md"] {
+        let text = std::fs::read_to_string(page).unwrap_or_else(|error| panic!("{page}: {error}"));
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|target| !target.contains("://")) {
+            let path = Path::new(page).parent().expect("a folder").join(target.split('#').next().unwrap_or_default());
+            assert!(path.exists(), "{page} links to {target}");
+        }
+    }
+    let lines = std::fs::read_to_string("ARCHITECTURE.md").expect("a page").lines().count();
+    assert!(lines <= 250, "ARCHITECTURE.md has {lines} lines");
+}
