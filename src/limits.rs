@@ -3,13 +3,17 @@
 /// Largest message taken from a source, before decompression (bytes).
 pub const MESSAGE_BYTES: usize = 64 << 20;
 /// Largest size that one compressed message or file chunk may unfold to (bytes). A gzip bomb stops here.
-pub const UNPACKED_BYTES: usize = 512 << 20;
+pub const UNPACKED_BYTES: usize = 256 << 20;
 /// Largest single record (bytes). CloudTrail's own cap is 256 kB.
 pub const RECORD_BYTES: usize = 1 << 20;
 /// Deepest nesting of one record. Real CloudTrail records reach 11.
 pub const NESTING: usize = 64;
 /// How much of a refused record is kept in `rejects.raw` (bytes).
 pub const REJECT_RAW_BYTES: usize = 4 << 10;
+/// Refused records of one message that get a row each; the rest are counted in one.
+pub const REJECTS_PER_MESSAGE: usize = 10_000;
+/// Copies of one key in an object before the record is refused.
+pub const DUPLICATE_KEYS: usize = 100;
 /// Longest explanation in `rejects.detail` (characters).
 pub const REJECT_DETAIL_CHARS: usize = 200;
 /// Evidence ids kept per alert: the smallest ones, so that the choice does not depend on arrival order.

@@ -36,9 +36,13 @@ use crate::table::{History, LookBack, Memory, Rows, TABLES, Table, alerts, cloud
 const ALERTS_STAY: Micros = 100 * clock::DAY;
 /// Most often that a change of one alert is delivered.
 const UPDATE_EVERY: Micros = 10 * clock::SECOND;
-/// Rows not yet archived before the engine waits for a flush (bytes of text).
+/// Rows not yet archived before the engine waits for a flush (bytes in memory).
 const UNARCHIVED_BYTES: usize = 512 << 20;
-/// A flush is due at this size even before its time (bytes of text).
+/// Clocks of honest producers differ by less than this.
+const CLOCK_SKEW: Micros = 2 * clock::MINUTE;
+/// Silence after which a partition with nothing waiting no longer holds the watermark back.
+const IDLE_AFTER: Micros = 30 * clock::SECOND;
+/// A flush is due at this size even before its time (bytes in memory).
 const FLUSH_BYTES: usize = 64 << 20;
 
 /// What a running service tells about itself, for HTTP and the terminal.
@@ -93,6 +97,7 @@ impl Service {
         let fingerprinter = Fingerprinter::from_file(&config.data.join("fingerprint.key")).map_err(one)?;
         let engine = Engine::new(&detections, &fingerprinter)?.with_residue_budget(config.residue_budget);
         let allow = config.allow_list.as_deref().map_or(Ok(AllowList::default()), AllowList::read).map_err(one)?;
+        allow.fits(&engine)?;
         let (log, recovered) = AlertLog::open(&config.data.join("alerts.log")).map_err(one)?;
         let log = Arc::new(Mutex::new(log));
         let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
@@ -171,12 +176,13 @@ impl Service {
             last_flush: Instant::now(),
             failed: None,
             rows: BTreeMap::new(),
-            restored: false,
+            stopping: false,
+            lag: Arc::default(),
         };
         let engine = std::thread::Builder::new()
             .name("engine".into())
             .stack_size(16 << 20)
-            .spawn(move || worker.run(&events, &orders_out))
+            .spawn(move || worker.run(events, &orders_out))
             .map_err(|error| one(Error::environment("starting the engine thread").because(error)))?;
         Ok(Self { metrics, health, orders, engine })
     }
@@ -225,6 +231,10 @@ impl History for Past {
     fn is_kept(&self) -> bool {
         true
     }
+
+    fn latest(&self, table: &'static Table) -> Option<Micros> {
+        self.archive.latest(table)
+    }
 }
 
 /// A flush on its way, whole enough to be tried again.
@@ -258,8 +268,7 @@ struct Worker {
     positions: Positions,
     /// Where a table is ahead of `rejects`: rows below are already in it.
     floors: HashMap<(&'static str, String, i32), i64>,
-    /// Latest append time, by partition.
-    progress: HashMap<(String, i32), Micros>,
+    progress: HashMap<(String, i32), Progress>,
     /// Alerts whose newest revision is not in the log yet, because they changed only moments ago.
     unlogged: BTreeSet<String>,
     last_told: HashMap<String, Micros>,
@@ -270,12 +279,30 @@ struct Worker {
     /// A flush that failed, to be tried again before anything newer.
     failed: Option<Pending>,
     rows: BTreeMap<&'static str, u64>,
-    restored: bool,
+    stopping: bool,
+    lag: Arc<Mutex<HashMap<(String, i32), i64>>>,
+}
+
+/// How far a partition has come.
+#[derive(Clone, Copy)]
+struct Progress {
+    /// Latest append time read; none before the first message.
+    append_time: Option<Micros>,
+    /// When (wall clock) something was last read of it.
+    heard_at: Micros,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self { append_time: None, heard_at: clock::now() }
+    }
 }
 
 impl Worker {
-    fn run(mut self, events: &Receiver<Event>, orders: &Receiver<Order>) -> Result<()> {
-        let ended = self.work(events, orders);
+    fn run(mut self, events: Receiver<Event>, orders: &Receiver<Order>) -> Result<()> {
+        let ended = self.work(&events, orders);
+        // With nobody to read it, a full channel would hold the Kafka thread, and that this one, for ever.
+        drop(events);
         if let Err(error) = &ended {
             self.health.fail(Some(error.to_string()));
             tracing::error!(%error, "the service stops");
@@ -292,16 +319,8 @@ impl Worker {
     }
 
     fn work(&mut self, events: &Receiver<Event>, orders: &Receiver<Order>) -> Result<()> {
-        let mut stopping = false;
         loop {
-            match orders.try_recv() {
-                Ok(Order::Reload) => self.reload(),
-                Ok(Order::Stop) => {
-                    stopping = true;
-                    self.source.stop();
-                }
-                Err(_) => {}
-            }
+            self.obey(orders);
             match events.recv_timeout(Duration::from_millis(50)) {
                 Ok(Event::Poll(poll)) => self.poll(poll)?,
                 Ok(Event::Assigned(starts)) => self.assigned(starts)?,
@@ -319,17 +338,28 @@ impl Worker {
             self.tell_updates(false)?;
             self.finish_flush(false)?;
             let due = self.last_flush.elapsed() >= self.config.commit_every || self.unarchived_bytes >= FLUSH_BYTES;
-            if due && !stopping {
+            if due && !self.stopping {
                 self.start_flush()?;
             }
-            while self.unarchived_bytes >= UNARCHIVED_BYTES && !stopping {
+            while self.unarchived_bytes >= UNARCHIVED_BYTES && !self.stopping {
                 // The archive does not keep up: wait for it instead of filling memory. Kafka keeps the rest.
                 self.finish_flush(true)?;
                 self.start_flush()?;
                 std::thread::sleep(Duration::from_millis(if self.failed.is_some() { 500 } else { 0 }));
-                stopping = matches!(orders.try_recv(), Ok(Order::Stop));
+                self.obey(orders);
             }
             self.health.last_progress.store(clock::now() as u64, Ordering::Relaxed);
+        }
+    }
+
+    fn obey(&mut self, orders: &Receiver<Order>) {
+        match orders.try_recv() {
+            Ok(Order::Reload) => self.reload(),
+            Ok(Order::Stop) => {
+                self.stopping = true;
+                self.source.stop();
+            }
+            Err(_) => {}
         }
     }
 
@@ -342,13 +372,12 @@ impl Worker {
                 }
             }
         }
-        if !self.restored {
-            self.restored = true;
-            let started = Instant::now();
-            self.engine.restore(&self.past, Micros::MIN)?;
-            self.decide(None)?;
-            tracing::info!(rows = self.engine.residue_rows(), seconds = started.elapsed().as_secs_f32(), "residue rebuilt from the archive");
-        }
+        // Whoever had these partitions before may have archived rows that still join; what is here already is not taken twice.
+        let started = Instant::now();
+        self.engine.restore(&self.past, None)?;
+        self.decide(None)?;
+        tracing::info!(rows = self.engine.residue_rows(), seconds = started.elapsed().as_secs_f32(), "residue rebuilt from the archive");
+        self.progress.extend(partitions.iter().map(|partition| (partition.clone(), Progress::default())));
         self.positions.extend(starts);
         self.health.ready.store(true, Ordering::Relaxed);
         Ok(())
@@ -356,21 +385,27 @@ impl Worker {
 
     fn poll(&mut self, poll: Poll) -> Result<()> {
         for Fetched { topic, partition, offset, append_time, value } in &poll.messages {
+            let place = (topic.to_string(), *partition);
+            // A poll that was under way when its partition was taken away: whoever owns it now reads these again.
+            if self.positions.get(&place).is_none_or(|position| offset < position) {
+                continue;
+            }
+            // A producer's clock must not push the watermark into the future.
+            let append_time = append_time.map(|time| time.min(poll.received_at + CLOCK_SKEW));
             let Some(decoder) = self.decoders.get_mut(topic.as_ref()) else { continue };
-            decoder.decode(Message { bytes: value, topic, partition: *partition, offset: Some(*offset), line: 1, append_time: *append_time });
+            decoder.decode(Message { bytes: value, topic, partition: *partition, offset: Some(*offset), line: 1, append_time });
             self.metrics.messages.with_label_values(&[topic.as_ref()]).inc();
             self.metrics.message_bytes.with_label_values(&[topic.as_ref()]).inc_by(value.len() as u64);
-            self.positions.insert((topic.to_string(), *partition), offset + 1);
-            if let Some(time) = append_time {
-                let latest = self.progress.entry((topic.to_string(), *partition)).or_insert(*time);
-                *latest = (*latest).max(*time);
-            }
-            self.unarchived_bytes += value.len();
+            let progress = self.progress.entry(place.clone()).or_default();
+            progress.append_time = progress.append_time.max(append_time);
+            progress.heard_at = poll.received_at;
+            self.positions.insert(place, offset + 1);
         }
         let batches: Vec<_> = self.decoders.values_mut().flat_map(Decoder::finish).collect();
         for (table, batch) in batches {
             let Some(batch) = self.without_known_rows(table, batch)? else { continue };
             self.count(table, &batch);
+            self.unarchived_bytes += batch.get_array_memory_size();
             self.past.memory.add(table, &batch);
             if std::ptr::eq(table, &rejects::TABLE) {
                 self.send_dead_letters(&batch);
@@ -378,12 +413,28 @@ impl Worker {
             self.engine.push(table, &batch)?;
         }
         self.decide(Some(poll.received_at))?;
-        if let Some(progress) = self.progress.values().min() {
-            self.engine.advance(*progress, &self.past);
+        if let Some(progress) = self.watermark(poll.received_at) {
+            self.engine.advance(progress, &self.past);
             self.book.forget_before(progress - ALERTS_STAY);
         }
         self.show_rows();
         Ok(())
+    }
+
+    /// How far all partitions have come in append time; none while one of them has messages waiting and was not heard yet.
+    /// A partition that has been silent for a while, with nothing waiting in it, holds nobody back.
+    fn watermark(&self, now: Micros) -> Option<Micros> {
+        let lag = self.lag.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut least = None;
+        for (partition, progress) in &self.progress {
+            let drained = lag.get(partition) == Some(&0) && now - progress.heard_at > IDLE_AFTER;
+            match (progress.append_time, drained) {
+                (_, true) => {}
+                (None, false) => return None,
+                (Some(time), false) => least = Some(least.map_or(time, |known: Micros| known.min(time))),
+            }
+        }
+        least
     }
 
     /// Drops rows that their table already has, after a crash between the commits of two tables.
@@ -609,10 +660,16 @@ impl Worker {
         Ok(())
     }
 
+    /// Asks the broker how much is waiting, off this thread: it may take its time.
     fn update_lag(&self) {
-        for ((topic, partition), lag) in self.source.lag(&self.positions) {
-            self.metrics.lag.with_label_values(&[topic.as_str(), &partition.to_string()]).set(lag);
-        }
+        let (asker, positions, metrics, known) = (self.source.asker(), self.positions.clone(), Arc::clone(&self.metrics), Arc::clone(&self.lag));
+        self.runtime.spawn_blocking(move || {
+            let lag = asker.lag(&positions);
+            for ((topic, partition), lag) in &lag {
+                metrics.lag.with_label_values(&[topic.as_str(), &partition.to_string()]).set(*lag);
+            }
+            *known.lock().unwrap_or_else(PoisonError::into_inner) = lag;
+        });
     }
 
     fn show_rows(&self) {
@@ -640,10 +697,11 @@ impl Worker {
         let outcome = read_folder(&self.config.detections).and_then(|detections| {
             let engine = Engine::new(&detections, &self.fingerprinter)?.with_residue_budget(self.config.residue_budget);
             let allow = self.config.allow_list.as_deref().map_or(Ok(AllowList::default()), AllowList::read).map_err(|error| vec![error])?;
+            allow.fits(&engine)?;
             Ok((detections, engine, allow))
         });
         let loaded = outcome.and_then(|(detections, mut engine, allow)| {
-            engine.restore(&self.past, Micros::MIN).map_err(|error| vec![error])?;
+            engine.restore(&self.past, None).map_err(|error| vec![error])?;
             self.metrics.know_detections(&names_of(&detections));
             self.detections = detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect();
             self.engine = engine;

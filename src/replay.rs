@@ -71,6 +71,7 @@ pub fn replay(inputs: &[Input], settings: Settings<'_>, io: &Handle, mut progres
     let one = |error: Error| vec![error];
     let detections = settings.detections;
     let engine = Engine::new(detections, &settings.fingerprinter)?;
+    settings.allow.fits(&engine)?;
     let keep_raw = settings.keep_raw || detections.iter().any(|detection| detection.sql.contains("raw"));
     let mut run = Run {
         engine,

@@ -1,12 +1,14 @@
 //! The allow-list: what is known and accepted, by whom, why and until when.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde::Deserialize;
 
 use crate::clock::Micros;
 use crate::clock::parse_time;
-use crate::detect::Finding;
+use crate::detect::analyse::Merge;
+use crate::detect::{Engine, Finding};
 use crate::error::{At, Error, Result};
 use crate::function::in_network;
 
@@ -65,9 +67,16 @@ impl AllowList {
             if entry.owner.trim().is_empty() || entry.reason.trim().is_empty() {
                 return Err(Error::user(place("owner and reason must say something")));
             }
+            let (valid_from, valid_to) = (time("valid_from", &entry.valid_from)?, time("valid_to", &entry.valid_to)?);
+            if valid_from >= valid_to {
+                return Err(Error::user(place("valid_from lies behind valid_to: it would never hold")));
+            }
+            if entry.column.contains("ip") && entry.value.contains('/') && entry.value.parse::<ipnet::IpNet>().is_err() {
+                return Err(Error::user(format!("{} `{}` is no network", place("value"), entry.value)));
+            }
             Ok(AllowEntry {
-                valid_from: time("valid_from", &entry.valid_from)?,
-                valid_to: time("valid_to", &entry.valid_to)?,
+                valid_from,
+                valid_to,
                 detection: entry.detection,
                 column: entry.column,
                 value: entry.value,
@@ -88,6 +97,27 @@ impl AllowList {
         })
     }
 
+    /// Refuses entries that could never hold: a detection that is not loaded, or a column that it does not return.
+    ///
+    /// # Errors
+    /// Each such entry, with what there is instead.
+    pub fn fits(&self, engine: &Engine) -> std::result::Result<(), Vec<Error>> {
+        let wrong = |entry: &AllowEntry| {
+            let of_name = |name: &str| entry.detection == "*" || entry.detection == name;
+            let mut known = engine.detections().filter(|(detection, _)| of_name(&detection.name)).peekable();
+            if known.peek().is_none() {
+                return Some(Error::user(format!("allow-list: no detection is named `{}`", entry.detection)));
+            }
+            let fixed = |(_, merge): &&(String, Merge)| *merge == Merge::First;
+            let columns: BTreeSet<String> = known.flat_map(|(_, analysis)| analysis.columns.iter().filter(fixed).map(|(name, _)| name.clone())).collect();
+            let list = || columns.iter().cloned().collect::<Vec<_>>().join(", ");
+            (!columns.contains(&entry.column))
+                .then(|| Error::user(format!("allow-list: {} has no fixed column `{}`; it has {}", entry.detection, entry.column, list())))
+        };
+        let problems: Vec<Error> = self.entries.iter().filter_map(wrong).collect();
+        if problems.is_empty() { Ok(()) } else { Err(problems) }
+    }
+
     pub fn entries(&self) -> &[AllowEntry] {
         &self.entries
     }
@@ -95,7 +125,8 @@ impl AllowList {
 
 fn finding_column(finding: &Finding, name: &str) -> Option<String> {
     let keys = finding.key.iter().map(|(name, value)| (name, value));
-    let columns = finding.columns.iter().map(|(name, _, value)| (name, value));
+    // A smallest or largest value can still change: whether it is allowed would depend on when one looks.
+    let columns = finding.columns.iter().filter(|(_, merge, _)| *merge == Merge::First).map(|(name, _, value)| (name, value));
     keys.chain(columns).find(|(column, _)| *column == name).map(|(_, value)| value.text())
 }
 

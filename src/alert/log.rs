@@ -117,7 +117,12 @@ fn read(path: &Path) -> Result<Recovered> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).at(|| format!("creating {}", folder.display()))?;
     }
-    let Ok(file) = File::open(path) else { return Ok(recovered) };
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(recovered),
+        // Taking an unreadable log for an empty one would deliver everything again, and wipe it.
+        Err(error) => return Err(error).at(|| format!("reading the alert log {}", path.display())),
+    };
     let mut alerts: HashMap<String, Alert> = HashMap::new();
     for line in BufReader::new(file).split(b'\n') {
         let line = line.at(|| format!("reading the alert log {}", path.display()))?;

@@ -295,7 +295,7 @@ impl AlertBook {
 
     /// Forgets alerts whose last finding is older: no row on time can bring them up again.
     pub fn forget_before(&mut self, horizon: Micros) {
-        self.alerts.retain(|_, alert| alert.last_time >= horizon);
+        self.alerts.retain(|_, alert| alert.last_time.max(alert.decided_at) >= horizon);
     }
 
     pub fn len(&self) -> usize {

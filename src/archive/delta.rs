@@ -9,10 +9,13 @@ use std::sync::Arc;
 
 use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake_core::kernel::{Action, Add, DataType, PrimitiveType, StructField, Transaction};
+use deltalake_core::logstore::logstore_factories;
 use deltalake_core::operations::create::CreateBuilder;
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
 use deltalake_core::table::state::DeltaTableState;
 use deltalake_core::{DeltaTable, DeltaTableBuilder, DeltaTableError};
+
+use url::Url;
 
 use super::{CommitLog, DataFile, Location, Partition, Positions};
 use crate::clock;
@@ -41,6 +44,9 @@ impl DeltaLog {
         let local = location.local.as_ref().map(|root| root.join(table.name));
         if let Some(folder) = &local {
             std::fs::create_dir_all(folder).at(place)?;
+        }
+        if local.is_none() {
+            know_scheme(url.scheme());
         }
         let builder = DeltaTableBuilder::from_url(url.clone()).user_at(place)?;
         let builder = match local {
@@ -71,6 +77,16 @@ impl DeltaLog {
 
     fn place(&self) -> String {
         format!("commit log of {} at {}", self.name, self.delta.table_url())
+    }
+}
+
+/// delta-rs knows only local schemes by itself; for the others the same log over our own object store is right.
+fn know_scheme(scheme: &str) {
+    let known = logstore_factories();
+    if let (Ok(memory), Ok(scheme)) = (Url::parse("memory://"), Url::parse(&format!("{scheme}://")))
+        && let Some(default) = known.get(&memory).map(|entry| Arc::clone(entry.value()))
+    {
+        known.insert(scheme, default);
     }
 }
 

@@ -16,6 +16,7 @@ use object_store::ObjectStore;
 use object_store::path::Path as StorePath;
 use url::Url;
 
+use crate::clock::{HOUR, Micros, parse_time};
 use crate::error::{At, Error, Result};
 use crate::table::{TABLES, Table, rejects};
 
@@ -41,6 +42,13 @@ pub struct DataFile {
     pub hour: i32,
     /// Delta statistics, as JSON.
     pub stats: String,
+}
+
+impl DataFile {
+    /// When the append hour of its rows began.
+    pub fn hour_start(&self) -> Option<Micros> {
+        parse_time(&self.date).map(|day| day + Micros::from(self.hour) * HOUR)
+    }
 }
 
 /// The commit log of one table: what a table format must give. Small, so that another can take Delta's place.

@@ -19,8 +19,9 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
 
 use super::{Archive, DataFile, Location};
+use crate::clock::{HOUR, Micros};
 use crate::error::{Error, Result};
-use crate::table::{History, Kind, LookBack, Table};
+use crate::table::{Column, History, Kind, LookBack, Table};
 
 /// One archived table as of one moment.
 #[derive(Clone)]
@@ -118,13 +119,19 @@ pub struct ArchiveHistory {
 impl History for ArchiveHistory {
     fn rows(&self, ask: &LookBack<'_>) -> Result<Vec<RecordBatch>> {
         self.runtime.block_on(async {
-            let table = self.archive.read(ask.table).await?;
+            let mut table = self.archive.read(ask.table).await?;
+            // A row is appended after its event, give or take the clocks: earlier hours hold nothing of interest.
+            table.files.retain(|file| file.hour_start().is_none_or(|start| start.saturating_add(2 * HOUR) > ask.since));
             if table.files.is_empty() {
                 return Ok(Vec::new());
             }
             let ctx = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(1));
             table.register_store(&ctx);
             let mut rows = ctx.read_table(Arc::new(table)).map_err(Error::from)?;
+            if !ask.raw && ask.table.column("raw").is_some() {
+                let column = |c: &Column| if c.name == "raw" { lit(ScalarValue::Utf8View(None)).alias("raw") } else { col(c.name) };
+                rows = rows.select(ask.table.columns.iter().map(column).collect::<Vec<_>>())?;
+            }
             if ask.since > i64::MIN {
                 rows = rows.filter(col("event_time").gt_eq(lit(ScalarValue::TimestampMicrosecond(Some(ask.since), Some("UTC".into())))))?;
             }
@@ -145,5 +152,10 @@ impl History for ArchiveHistory {
 
     fn is_kept(&self) -> bool {
         true
+    }
+
+    fn latest(&self, table: &'static Table) -> Option<Micros> {
+        let table = self.runtime.block_on(self.archive.read(table)).ok()?;
+        table.files.iter().filter_map(DataFile::hour_start).max().map(|start| start + HOUR)
     }
 }

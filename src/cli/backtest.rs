@@ -48,8 +48,9 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     };
     let (from, to) = (time("--from", &args.from, Micros::MIN)?, time("--to", &args.to, Micros::MAX)?);
     let detections = chosen(&args)?;
-    if !args.archive.contains("://") && !PathBuf::from(&args.archive).is_dir() {
-        return Err(one(Error::user(format!("{}: no archive there; name one with --archive", args.archive))));
+    super::must_be_archive(&args.archive)?;
+    if from >= to {
+        return Err(one(Error::user("--from lies behind --to: no alert can be between them")));
     }
     let runtime = runtime()?;
     let options: HashMap<String, String> = args.storage_options.iter().cloned().collect();

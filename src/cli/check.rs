@@ -2,9 +2,13 @@
 
 use std::path::PathBuf;
 
+use keyfuse::alert::AllowList;
+use keyfuse::archive::Location;
 use keyfuse::config::Config;
 use keyfuse::detect::{Engine, read_folder};
-use keyfuse::error::Error;
+use keyfuse::error::{At, Error};
+use keyfuse::source::kafka::client_config;
+use rdkafka::consumer::BaseConsumer;
 
 use super::terminal::{Style, coloured};
 use super::{Outcome, Rules};
@@ -20,15 +24,28 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
+    let mut allow = args.rules.allow()?;
     let detections = match &args.config {
         Some(path) => {
             let config = Config::read(path)?;
+            let one = |error: Error| vec![error];
+            // librdkafka judges its own settings; nothing is sent before a subscription.
+            client_config(&config.kafka)
+                .and_then(|settings| settings.create::<BaseConsumer>().user_at(|| format!("{}: [kafka]", path.display())))
+                .map_err(one)?;
+            if config.archive.contains("://") {
+                Location::parse(&config.archive, &config.archive_options).map_err(one)?;
+            }
+            if let Some(file) = &config.allow_list {
+                allow = AllowList::read(file).map_err(one)?;
+            }
             println!("{}: good; reads {} topics, archives to {}", path.display(), config.topics.len(), config.archive);
             read_folder(&config.detections)?
         }
         None => args.rules.detections()?,
     };
     let engine = Engine::new(&detections, &args.rules.fingerprinter()?)?;
+    allow.fits(&engine)?;
     let style = Style { colour: coloured() };
     for (detection, analysis) in engine.detections() {
         println!("{:<8} {}\n         {}", style.bold(&detection.name), detection.title, style.dim(&analysis.to_string()));

@@ -10,6 +10,7 @@ mod sql;
 mod terminal;
 mod test;
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -122,10 +123,16 @@ pub fn main() -> ExitCode {
             return ExitCode::from(code);
         }
     };
+    #[cfg(unix)]
+    if !matches!(cli.verb, Verb::Run(_)) {
+        // A reader that has seen enough (`| head`) ends the program quietly, as it does other tools.
+        // SAFETY: sets the default action of one signal, before any other thread runs.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
     // A bare level is about keyfuse; libraries speak up only when something is wrong.
     let wanted = if cli.log.contains(['=', ',']) { cli.log.clone() } else { format!("warn,keyfuse={}", cli.log) };
     let filter = tracing_subscriber::EnvFilter::try_new(&wanted).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
     let outcome = match cli.verb {
         Verb::Run(args) => run::run(args),
         Verb::Replay(args) => replay::run(args),
@@ -147,6 +154,14 @@ pub fn main() -> ExitCode {
             ExitCode::from(if outside { 3 } else { 2 })
         }
     }
+}
+
+/// Refuses a folder that holds no archive: an empty answer from the wrong place would read as a clean bill of health.
+fn must_be_archive(place: &str) -> Result<(), Vec<Error>> {
+    if place.contains("://") || Path::new(place).join("rejects/_delta_log").is_dir() {
+        return Ok(());
+    }
+    Err(vec![Error::user(format!("{place}: no archive there; name one with --archive"))])
 }
 
 /// A runtime for verbs that read files and archives.

@@ -248,6 +248,9 @@ impl Demo {
             Some(folder) => folder.clone(),
             None => std::env::temp_dir().join(format!("keyfuse-demo-{}", std::process::id())),
         };
+        if folder.join("alerts.log").exists() {
+            return Err(one(Error::user(format!("{}: a demo was run there already; name a fresh folder", folder.display()))));
+        }
         let detections = folder.join("detections");
         std::fs::create_dir_all(&detections).at(|| format!("creating {}", detections.display())).map_err(one)?;
         shipped()?;

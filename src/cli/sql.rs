@@ -52,7 +52,8 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let one = |error: Error| vec![error];
-    let memory = keyfuse::config::parse_bytes(&args.memory).ok_or_else(|| one(Error::user("--memory: write a size such as 2GiB")))?;
+    let memory = keyfuse::config::parse_bytes(&args.memory)
+        .ok_or_else(|| one(Error::user(format!("--memory `{}`: write a size in KiB, MiB or GiB, such as 2GiB", args.memory))))?;
     let limits = Limits { memory, time: Duration::from_secs(args.timeout.max(1)) };
     let fingerprinter = args.rules.fingerprinter()?;
     let options: HashMap<String, String> = args.storage_options.iter().cloned().collect();
@@ -71,9 +72,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
             runtime.block_on(Door::open(Rows::Memory(&rows), &fingerprinter, limits)).map_err(one)?
         }
         true => {
-            if !args.archive.contains("://") && !PathBuf::from(&args.archive).is_dir() {
-                return Err(one(Error::user(format!("{}: no archive there; name one with --archive, or log files with --from", args.archive))));
-            }
+            super::must_be_archive(&args.archive)?;
             let archive = runtime.block_on(Archive::open(&args.archive, &options)).map_err(one)?;
             runtime.block_on(Door::open(Rows::Archive(&archive), &fingerprinter, limits)).map_err(one)?
         }
@@ -87,6 +86,8 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let asked = door.clone();
     // On the runtime's own threads: their stacks are deep enough for any plan.
     let answer = runtime.block_on(async move { tokio::spawn(async move { asked.ask(&question).await }).await });
+    // A query that was stopped may still be busy: do not wait for it.
+    runtime.shutdown_background();
     let answer = answer.map_err(|_| one(Error::bug("the query panicked")))?.map_err(one)?;
     write(&answer, args.format, &mut std::io::stdout()).map_err(one)?;
     Ok(Outcome::Clean)
@@ -115,8 +116,8 @@ fn prompt(runtime: &tokio::runtime::Runtime, door: &Door, format: Format) -> Res
         match editor.readline(if question.is_empty() { "keyfuse> " } else { "      -> " }) {
             Ok(line) => {
                 let line = line.trim_end();
-                if question.is_empty() && line.starts_with('\\') {
-                    if line == "\\q" {
+                if question.is_empty() && (line.starts_with('\\') || matches!(line, "help" | "exit" | "quit")) {
+                    if line == "\\q" || line == "exit" || line == "quit" {
                         break;
                     }
                     println!("{}", help(line, door));
@@ -129,8 +130,18 @@ fn prompt(runtime: &tokio::runtime::Runtime, door: &Door, format: Format) -> Res
                 }
                 let _ = editor.add_history_entry(question.trim());
                 let (asked, text) = (door.clone(), std::mem::take(&mut question));
-                let answer = runtime.block_on(async move { tokio::spawn(async move { asked.ask(&text).await }).await });
-                match answer.unwrap_or_else(|_| Err(Error::bug("the query panicked"))) {
+                let answer = runtime.block_on(async move {
+                    let work = tokio::spawn(async move { asked.ask(&text).await });
+                    let stop = work.abort_handle();
+                    tokio::select! {
+                        answer = work => answer.unwrap_or_else(|_| Err(Error::bug("the query panicked"))),
+                        _ = tokio::signal::ctrl_c() => {
+                            stop.abort();
+                            Err(Error::user("stopped"))
+                        }
+                    }
+                });
+                match answer {
                     Ok(answer) => write(&answer, format, &mut std::io::stdout()).map_err(one)?,
                     Err(error) => eprintln!("{error}"),
                 }

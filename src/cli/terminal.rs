@@ -45,7 +45,7 @@ impl Style {
         let keys: Vec<String> = alert.alert_key.iter().map(|(name, value)| format!("{name} {}", plain(value))).collect();
         let keys = keys.join(", ");
         if alert.revision > 1 {
-            let change = format!("{} {}: now {}, {} findings, until {}", alert.detection, keys, alert.level, alert.findings(), rfc3339(alert.last_time));
+            let change = format!("{} {}: now {}, {} findings", alert.detection, keys, alert.level, alert.findings());
             return self.dim(&change);
         }
         let mut out = String::new();
@@ -53,7 +53,8 @@ impl Style {
         let since = alert.column("since").and_then(|text| parse_time(&text)).unwrap_or(alert.first_time);
         let mut facts = vec![rfc3339(since)];
         if let Some(exposed) = alert.column("exposed_at").and_then(|text| parse_time(&text)) {
-            facts.push(format!("{} after exposure", spoken((since - exposed).max(0))));
+            let (gap, word) = if since < exposed { (exposed - since, "before") } else { (since - exposed, "after") };
+            facts.push(format!("{} {word} exposure", spoken(gap)));
         }
         if let Some(delay) = delay {
             facts.push(format!("alerted {} after the row arrived", spoken(delay.max(0))));

@@ -120,8 +120,10 @@ fn check(text: &str, kind: &CredentialKind, start: usize, end: usize) -> Option<
             (end + glue, end + glue)
         }
     };
-    let length = kind.alphabet.run(&bytes[first..]);
-    (length >= kind.length.0 && length <= kind.length.1).then_some(from..first + length)
+    // One byte past the maximum decides; without a bound a text of marks alone would cost its square.
+    let bound = if kind.place == MarkPlace::JsonKey { usize::MAX } else { kind.length.1 + 1 };
+    let length = kind.alphabet.run(&bytes[first..], bound);
+    (length >= kind.length.0 && length < bound).then_some(from..first + length)
 }
 
 impl Alphabet {
@@ -136,8 +138,8 @@ impl Alphabet {
     }
 
     /// How many bytes from the start belong to the secret.
-    fn run(self, bytes: &[u8]) -> usize {
-        let length = bytes.iter().take_while(|b| self.holds(**b)).count();
+    fn run(self, bytes: &[u8], bound: usize) -> usize {
+        let length = bytes.iter().take(bound).take_while(|b| self.holds(**b)).count();
         // The backslash of a closing `\"` is not part of the value.
         let escape = self == Alphabet::JsonString && length > 0 && bytes[length - 1] == b'\\';
         length - usize::from(escape)
@@ -149,6 +151,11 @@ pub fn replace_secrets<'a>(text: &'a str, fingerprinter: &Fingerprinter) -> Cow<
     let mut out = String::new();
     let mut done = 0;
     for hit in find(text) {
+        // Marks do not overlap, what they mark can: a token inside the value of a JSON key. The first one covers both.
+        if hit.range.start < done {
+            done = done.max(hit.range.end);
+            continue;
+        }
         out.push_str(&text[done..hit.range.start]);
         out.push_str(&masked(hit.kind, &text[hit.range.clone()], fingerprinter));
         done = hit.range.end;
@@ -248,6 +255,23 @@ mod tests {
         let masked = replace_secrets(record, &Fingerprinter::public());
         assert!(masked.contains("ASIAQNZGKIQY56JQ7WML") && !masked.contains("FwoGZXIv"));
         assert!(serde_json::from_str::<serde_json::Value>(&masked).is_ok());
+    }
+
+    #[test]
+    fn marks_inside_marks_are_one_secret() {
+        let token = format!("ghp_{}", "a1B2".repeat(9));
+        for text in [
+            format!("\"sessionToken\":\"{token}\",\"x\":1"),
+            format!("sessionToken\\\":\\\"{token}"),
+            format!("bedrock-api-key-{}/ABSK{}", "A".repeat(50), "b".repeat(120)),
+            format!("\"secretAccessKey\": \"{}\"", "x".repeat(5000)),
+        ] {
+            let masked = replace_secrets(&text, &Fingerprinter::public());
+            assert!(!masked.contains(&token) && !masked.contains("xxxx") && masked.contains("fp:"), "{text:.60} → {masked:.200}");
+        }
+        let hostile = "ABSK/".repeat(200_000);
+        // Only its last few hundred bytes are short enough to be a key.
+        assert!(replace_secrets(&hostile, &Fingerprinter::public()).len() > hostile.len() - 400);
     }
 
     #[test]

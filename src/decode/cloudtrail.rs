@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::field::Field;
+use super::field::{Field, Object};
 use super::{Format, Out, Reason, Record, Refusal, hashed_id};
 use crate::table::cloudtrail as c;
 use crate::table::{Table, flag};
@@ -56,15 +56,15 @@ struct Event<'a> {
     #[serde(borrow, default)]
     session_credential_from_console: Field<'a>,
     #[serde(borrow, default)]
-    user_identity: Option<UserIdentity<'a>>,
+    user_identity: Object<UserIdentity<'a>>,
     #[serde(borrow, default)]
-    tls_details: Option<TlsDetails<'a>>,
+    tls_details: Object<TlsDetails<'a>>,
     #[serde(borrow, default)]
-    request_parameters: Option<RequestParameters<'a>>,
+    request_parameters: Object<RequestParameters<'a>>,
     #[serde(borrow, default)]
-    response_elements: Option<ResponseElements<'a>>,
+    response_elements: Object<ResponseElements<'a>>,
     #[serde(borrow, default)]
-    additional_event_data: Option<AdditionalEventData<'a>>,
+    additional_event_data: Object<AdditionalEventData<'a>>,
     #[serde(borrow, default)]
     resources: Option<&'a RawValue>,
 }
@@ -89,20 +89,20 @@ struct UserIdentity<'a> {
     #[serde(borrow, default)]
     identity_provider: Field<'a>,
     #[serde(borrow, default)]
-    session_context: Option<SessionContext<'a>>,
+    session_context: Object<SessionContext<'a>>,
     #[serde(borrow, default)]
-    on_behalf_of: Option<OnBehalfOf<'a>>,
+    on_behalf_of: Object<OnBehalfOf<'a>>,
     #[serde(borrow, default)]
-    in_scope_of: Option<InScopeOf<'a>>,
+    in_scope_of: Object<InScopeOf<'a>>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase")]
 struct SessionContext<'a> {
     #[serde(borrow, default)]
-    session_issuer: Option<SessionIssuer<'a>>,
+    session_issuer: Object<SessionIssuer<'a>>,
     #[serde(borrow, default)]
-    attributes: Option<Attributes<'a>>,
+    attributes: Object<Attributes<'a>>,
     #[serde(borrow, default)]
     source_identity: Field<'a>,
 }
@@ -182,9 +182,9 @@ struct RequestParameters<'a> {
 #[serde(rename_all = "camelCase")]
 struct ResponseElements<'a> {
     #[serde(borrow, default)]
-    credentials: Option<Minted<'a>>,
+    credentials: Object<Minted<'a>>,
     #[serde(borrow, default)]
-    access_key: Option<Minted<'a>>,
+    access_key: Object<Minted<'a>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -260,15 +260,15 @@ impl Format for CloudTrail {
             }
             flag(&mut flags, "bad_time:eventTime");
         }
-        let request = event.request_parameters.unwrap_or_default();
-        let response = event.response_elements.unwrap_or_default();
-        let extra = event.additional_event_data.unwrap_or_default();
-        let session_key = response.credentials.unwrap_or_default();
-        let long_key = response.access_key.unwrap_or_default();
-        let identity = event.user_identity.unwrap_or_default();
-        let session = identity.session_context.unwrap_or_default();
-        let issuer = session.session_issuer.unwrap_or_default();
-        let attributes = session.attributes.unwrap_or_default();
+        let request = event.request_parameters.0.unwrap_or_default();
+        let response = event.response_elements.0.unwrap_or_default();
+        let extra = event.additional_event_data.0.unwrap_or_default();
+        let session_key = response.credentials.0.unwrap_or_default();
+        let long_key = response.access_key.0.unwrap_or_default();
+        let identity = event.user_identity.0.unwrap_or_default();
+        let session = identity.session_context.0.unwrap_or_default();
+        let issuer = session.session_issuer.0.unwrap_or_default();
+        let attributes = session.attributes.0.unwrap_or_default();
 
         let source_ip = event.source_ip_address.scalar("sourceIPAddress", &mut flags);
         let user_agent = event.user_agent.scalar("userAgent", &mut flags);
@@ -298,8 +298,8 @@ impl Format for CloudTrail {
             account: identity.account_id.text(),
             service: identity.invoked_by.text(),
             provider: identity.identity_provider.text(),
-            on_behalf_of: identity.on_behalf_of.as_ref().and_then(|o| o.user_id.text()),
-            store: identity.on_behalf_of.as_ref().and_then(|o| o.identity_store_arn.text()),
+            on_behalf_of: identity.on_behalf_of.0.as_ref().and_then(|o| o.user_id.text()),
+            store: identity.on_behalf_of.0.as_ref().and_then(|o| o.identity_store_arn.text()),
         };
 
         let raw = out.raw(record.text);
@@ -321,7 +321,7 @@ impl Format for CloudTrail {
         rows.time(c::SESSION_CREATED_AT, attributes.creation_date.time());
         rows.text(c::SOURCE_IDENTITY, session.source_identity.text());
         rows.text(c::ON_BEHALF_OF, who.on_behalf_of);
-        rows.text(c::WORKLOAD, identity.in_scope_of.as_ref().and_then(|scope| scope.credentials_issued_to.text()));
+        rows.text(c::WORKLOAD, identity.in_scope_of.0.as_ref().and_then(|scope| scope.credentials_issued_to.text()));
         rows.text(c::INVOKED_BY, identity.invoked_by.text());
         rows.bool(c::MFA, attributes.mfa_authenticated.bool());
         rows.bool(c::CONSOLE, event.session_credential_from_console.bool());
@@ -338,7 +338,7 @@ impl Format for CloudTrail {
         rows.text(c::EVENT_TYPE, event.event_type.text());
         rows.text(c::EVENT_CATEGORY, category);
         rows.text(c::VPC_ENDPOINT_ID, event.vpc_endpoint_id.text());
-        rows.text(c::TLS_VERSION, event.tls_details.as_ref().and_then(|tls| tls.tls_version.text()));
+        rows.text(c::TLS_VERSION, event.tls_details.0.as_ref().and_then(|tls| tls.tls_version.text()));
         rows.text(c::MODEL_ID, model.as_deref());
         rows.text(c::INFERENCE_REGION, extra.inference_region.text());
         rows.int(c::INPUT_TOKENS, extra.input_tokens.int());
@@ -356,7 +356,7 @@ impl Format for CloudTrail {
         }
         rows.text(c::MINTED_ACCESS_KEY_ID, session_key.access_key_id.text());
         rows.time(c::MINTED_EXPIRES_AT, session_key.expiration.time());
-        rows.text(c::RAW, raw.as_deref());
+        rows.text(c::RAW, raw);
         rows.end_row();
         Ok(())
     }

@@ -48,7 +48,7 @@ pub fn unpack(bytes: &[u8]) -> Result<Cow<'_, [u8]>, (Reason, String)> {
 /// Splits a message into objects: JSON lines, arrays, pretty-printed or concatenated values, and the
 /// `{"Records":[…]}` of CloudTrail delivery files, whose elements come out one by one.
 pub fn split<'a>(bytes: &'a [u8], mut each: impl FnMut(Piece<'a>)) {
-    let mut scan = Scan { bytes, at: 0, failures: 0 };
+    let mut scan = Scan { bytes, at: 0, failures: 0, open: 0 };
     scan.elements(&mut each);
 }
 
@@ -59,6 +59,8 @@ struct Scan<'a> {
     bytes: &'a [u8],
     at: usize,
     failures: usize,
+    /// Arrays opened and not closed between records.
+    open: i64,
 }
 
 enum End {
@@ -74,16 +76,27 @@ impl<'a> Scan<'a> {
             let start = self.at;
             match self.bytes[start] {
                 b'{' => match self.records_array(start) {
-                    Some(inside) => self.at = inside,
+                    Some(inside) => {
+                        self.open += 1;
+                        self.at = inside;
+                    }
                     None => self.object(start, each),
                 },
                 _ => {
-                    let end = self.line_end(start);
+                    let mut end = self.end_of_garbage(start);
                     self.failures += 1;
+                    // Garbage without end is one reject, not millions: up to the next line that could be a record.
+                    while self.failures > PATIENCE && end < self.bytes.len() && !matches!(self.bytes.get(end + 1), Some(b'{' | b'[')) {
+                        end = self.line_end(end + 1);
+                    }
                     each(Piece::Broken(&self.bytes[start..end], Reason::NotJson, start));
                     self.at = end;
                 }
             }
+        }
+        // Cut between two records: nothing of a record is lost that is here, but more was to come.
+        if self.open > 0 {
+            each(Piece::Broken(&[], Reason::Truncated, self.bytes.len()));
         }
     }
 
@@ -91,11 +104,22 @@ impl<'a> Scan<'a> {
     fn skip_glue(&mut self) -> bool {
         while let Some(byte) = self.bytes.get(self.at) {
             match byte {
-                b' ' | b'\t' | b'\r' | b'\n' | b',' | b'[' | b']' | b'}' => self.at += 1,
+                b' ' | b'\t' | b'\r' | b'\n' | b',' | b'}' => {}
+                b'[' => self.open += 1,
+                b']' => self.open -= 1,
                 _ => return true,
             }
+            self.at += 1;
         }
         false
+    }
+
+    /// Where something that is no object ends: before the next object of the same line (a `null` among records), else with the line.
+    fn end_of_garbage(&self, start: usize) -> usize {
+        let end = self.line_end(start);
+        let line = &self.bytes[start..end];
+        let before_object = |at: &usize| line[..*at].trim_ascii_end().ends_with(b",");
+        memchr::memchr_iter(b'{', line).take(64).find(before_object).map_or(end, |at| start + at)
     }
 
     /// Where the first element of `{"Records":[` stands, if this is one.
@@ -157,9 +181,15 @@ impl<'a> Scan<'a> {
 
     /// Whether the line break at `at`, inside a value, is where a cut-off line meets the next record.
     fn cut_before(&self, start: usize, at: usize) -> bool {
-        let starts_record = self.bytes.get(at + 1) == Some(&b'{');
-        let before = self.bytes[start..at].trim_ascii_end().last();
-        (starts_record && !matches!(before, Some(b'[' | b',' | b':' | b'{'))) || self.failures >= PATIENCE
+        if self.failures >= PATIENCE {
+            return true;
+        }
+        // Only where a record could start is the text before it looked at, and of that only its last line.
+        if self.bytes.get(at + 1) != Some(&b'{') {
+            return false;
+        }
+        let before = self.bytes[start.max(at.saturating_sub(64))..at].trim_ascii_end().last();
+        !matches!(before, Some(b'[' | b',' | b':' | b'{'))
     }
 
     /// Where to go on after a value that never ends: at the next thing that looks like a record of its own.
@@ -220,7 +250,8 @@ struct LogEvent<'a> {
 }
 
 static WRAPPER_MARKS: LazyLock<AhoCorasick> = LazyLock::new(|| {
-    AhoCorasick::new(["\"detail\"", "\"logEvents\"", "\"CloudTrailEvent\"", "\"Records\"", "\"Events\""]).expect("a fixed list of short marks")
+    // Without the opening quote, which would make every string a candidate.
+    AhoCorasick::new(["detail\"", "logEvents\"", "CloudTrailEvent\"", "Records\"", "Events\""]).expect("a fixed list of short marks")
 });
 
 /// What a wrapper held.
@@ -234,7 +265,7 @@ pub enum Peeled<'a> {
 }
 
 /// Takes one wrapper off: EventBridge `detail`, CloudWatch Logs `logEvents`, `LookupEvents` results, a nested `Records`.
-pub fn peel(text: &str) -> Peeled<'_> {
+pub fn peel<'a>(text: &'a str) -> Peeled<'a> {
     // Cheaper than a parse, and true of nearly every bare CloudTrail record.
     if text.starts_with("{\"eventVersion\"") || !WRAPPER_MARKS.is_match(text) {
         return Peeled::Bare;
@@ -244,9 +275,10 @@ pub fn peel(text: &str) -> Peeled<'_> {
         return Peeled::Inside(vec![json_or_string(detail)]);
     }
     if let (Some(_), Some(events)) = (wrapper.message_type, wrapper.log_events) {
-        let events = serde_json::from_str::<Vec<LogEvent>>(events.get()).unwrap_or_default();
-        let messages: Vec<_> = events.into_iter().map(|event| event.message).collect();
-        return if messages.is_empty() { Peeled::Nothing } else { Peeled::Inside(messages) };
+        // Each event alone: one that cannot be read is handed on as it is, to be refused by name.
+        let Ok(events) = serde_json::from_str::<Vec<&RawValue>>(events.get()) else { return Peeled::Bare };
+        let message = |event: &'a RawValue| serde_json::from_str::<LogEvent>(event.get()).map_or(Cow::Borrowed(event.get()), |event| event.message);
+        return if events.is_empty() { Peeled::Nothing } else { Peeled::Inside(events.into_iter().map(message).collect()) };
     }
     if let Some(event) = wrapper.cloudtrail_event {
         return Peeled::Inside(vec![json_or_string(event)]);
@@ -303,7 +335,15 @@ mod tests {
     fn a_truncated_delivery_file_keeps_its_whole_records() {
         let (good, bad) = objects("{\"Records\":[{\"a\":1},{\"b\":2},{\"c\":");
         assert_eq!(good.len(), 2);
-        assert_eq!(bad, [Reason::Truncated]);
+        assert_eq!(bad, [Reason::Truncated, Reason::Truncated]);
+        let (good, bad) = objects("{\"Records\":[{\"a\":1},");
+        assert_eq!((good.len(), bad), (1, vec![Reason::Truncated]), "cut between two records");
+    }
+
+    #[test]
+    fn what_is_no_object_costs_itself_only() {
+        let (good, bad) = objects("{\"Records\":[{\"a\":1},null,{\"b\":2},5,\"x\", {\"c\":3}]}");
+        assert_eq!((good.len(), bad.len()), (3, 2));
     }
 
     #[test]

@@ -68,7 +68,10 @@ impl Report {
             _ => record.text.to_owned(),
         };
         let event_id = self.event_id.unwrap_or_else(|| hashed_id(&scrubbed));
-        let raw = out.raw(&scrubbed).map(|raw| raw.into_owned());
+        let clean = |text: Option<String>| text.map(|text| credential::replace_secrets(&text, out.fingerprinter).into_owned());
+        let (location, kind, commit) = (clean(self.location), clean(kind), clean(self.commit));
+        let scrubbed = credential::replace_secrets(&scrubbed, out.fingerprinter).into_owned();
+        let raw = out.raw(&scrubbed);
         let rows = out.rows(&e::TABLE);
         rows.stamp(&record.place, exposed_at, record.append_time, &event_id, &mut flags);
         rows.text(e::CREDENTIAL, name.as_deref());
@@ -77,11 +80,11 @@ impl Report {
         rows.text(e::SECRET_FINGERPRINT, fingerprint.as_deref());
         rows.text(e::ACCOUNT_ID, account.as_deref());
         rows.text(e::REPORTER, Some(self.reporter));
-        rows.text(e::LOCATION, self.location.as_deref());
-        rows.text(e::COMMIT_ID, self.commit.as_deref());
+        rows.text(e::LOCATION, location.as_deref());
+        rows.text(e::COMMIT_ID, commit.as_deref());
         rows.text(e::STATUS, Some(self.status.unwrap_or("unknown")));
         rows.time(e::FOUND_AT, self.found_at.or(record.append_time));
-        rows.text(e::RAW, raw.as_deref());
+        rows.text(e::RAW, raw);
         rows.end_row();
         Ok(())
     }
@@ -96,7 +99,7 @@ fn scrub(text: &str, secret: &str, name: &str) -> String {
         scrubbed = scrubbed.replace(secret, name);
     }
     // A multi-line secret (a private key) also stands there line by line.
-    for line in secret.lines().filter(|line| line.len() >= 16) {
+    for line in secret.lines().filter(|line| line.len() >= 16).take(200) {
         scrubbed = scrubbed.replace(line, name);
     }
     scrubbed
@@ -137,6 +140,10 @@ impl Format for Gitleaks {
         TABLES
     }
 
+    fn is_about_secrets(&self) -> bool {
+        true
+    }
+
     fn recognises(&self, text: &str) -> bool {
         has(text, &["\"RuleID\"", "\"Secret\"", "\"File\""])
     }
@@ -173,6 +180,10 @@ impl Format for TruffleHog {
 
     fn tables(&self) -> &'static [&'static Table] {
         TABLES
+    }
+
+    fn is_about_secrets(&self) -> bool {
+        true
     }
 
     fn recognises(&self, text: &str) -> bool {
@@ -231,6 +242,10 @@ impl Format for GithubSecretScanning {
         TABLES
     }
 
+    fn is_about_secrets(&self) -> bool {
+        true
+    }
+
     fn recognises(&self, text: &str) -> bool {
         has(text, &["\"secret_type\"", "\"html_url\""])
     }
@@ -276,6 +291,10 @@ impl Format for AwsHealth {
 
     fn tables(&self) -> &'static [&'static Table] {
         TABLES
+    }
+
+    fn is_about_secrets(&self) -> bool {
+        true
     }
 
     fn recognises(&self, text: &str) -> bool {
@@ -340,6 +359,10 @@ impl Format for Operator {
 
     fn tables(&self) -> &'static [&'static Table] {
         TABLES
+    }
+
+    fn is_about_secrets(&self) -> bool {
+        true
     }
 
     fn recognises(&self, text: &str) -> bool {

@@ -12,7 +12,9 @@ mod field;
 mod repair;
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
+use aho_corasick::AhoCorasick;
 use arrow::record_batch::RecordBatch;
 
 use crate::clock::Micros;
@@ -35,6 +37,11 @@ pub trait Format: Sync {
     fn tables(&self) -> &'static [&'static Table];
     /// Whether a record of unknown origin is one of this format. Cheap, and never true of two formats.
     fn recognises(&self, text: &str) -> bool;
+    /// Whether the record's business is the secret itself (a scanner's report): it gets the text as it came, and sees to it
+    /// that nothing of the secret is kept. All other formats get text in which secrets are already replaced.
+    fn is_about_secrets(&self) -> bool {
+        false
+    }
     /// Appends the record's rows.
     ///
     /// # Errors
@@ -127,9 +134,9 @@ impl Out<'_> {
         rows_of(self.rows, table)
     }
 
-    /// The record's text as it may be kept: secrets replaced, or nothing where raw text is switched off.
-    pub fn raw<'t>(&self, text: &'t str) -> Option<Cow<'t, str>> {
-        self.keep_raw.then(|| credential::replace_secrets(text, self.fingerprinter))
+    /// The record's text, or nothing where raw text is switched off.
+    pub fn raw<'t>(&self, text: &'t str) -> Option<&'t str> {
+        self.keep_raw.then_some(text)
     }
 }
 
@@ -154,6 +161,10 @@ pub struct Message<'a> {
     pub append_time: Option<Micros>,
 }
 
+/// Keys under which reports carry secrets in clear.
+static SECRET_KEYS: LazyLock<AhoCorasick> =
+    LazyLock::new(|| AhoCorasick::new(["\"Secret\"", "\"Raw\"", "\"RawV2\"", "\"secret\"", "\"credential\""]).expect("a fixed list of short marks"));
+
 /// Turns messages into batches of rows, one per table.
 pub struct Decoder {
     /// `None` is `auto`.
@@ -161,17 +172,14 @@ pub struct Decoder {
     fingerprinter: Fingerprinter,
     keep_raw: bool,
     rows: Vec<Rows>,
+    /// Records of the present message that were refused.
+    refused: usize,
 }
 
 impl Decoder {
     /// A decoder for one format, or for any (`None`).
     pub fn new(format: Option<&'static dyn Format>, fingerprinter: Fingerprinter, keep_raw: bool) -> Self {
-        Self { format, fingerprinter, keep_raw, rows: Vec::new() }
-    }
-
-    /// Text bytes held so far.
-    pub fn bytes(&self) -> usize {
-        self.rows.iter().map(Rows::bytes).sum()
+        Self { format, fingerprinter, keep_raw, rows: Vec::new(), refused: 0 }
     }
 
     /// Rows held so far.
@@ -186,6 +194,18 @@ impl Decoder {
 
     /// Decodes one message: every record in it becomes rows or a reject.
     pub fn decode(&mut self, message: Message<'_>) {
+        self.refused = 0;
+        self.decode_records(message);
+        let more = self.refused.saturating_sub(limits::REJECTS_PER_MESSAGE);
+        if more > 0 {
+            let offset = message.offset.unwrap_or(message.line);
+            let place = Place { topic: message.topic.clone(), partition: message.partition, offset, record: i64::MAX };
+            self.refused = 0;
+            self.reject(b"", &place, message.append_time, &Refusal::new(Reason::BadRecord, format!("and {more} more records of this message were refused")));
+        }
+    }
+
+    fn decode_records(&mut self, message: Message<'_>) {
         let mut place = Place { topic: message.topic.clone(), partition: message.partition, offset: message.offset.unwrap_or(message.line), record: 0 };
         if message.bytes.is_empty() {
             return self.reject(b"", &place, message.append_time, &Refusal::new(Reason::Empty, "no value (a tombstone or an empty message)"));
@@ -199,7 +219,7 @@ impl Decoder {
             Err((reason, detail)) => return self.reject(message.bytes, &place, message.append_time, &Refusal::new(reason, detail)),
         };
         if let Some(kind) = self.csv_of(&unpacked) {
-            return self.csv(kind, &unpacked, &place, message.append_time);
+            return self.csv(kind, &unpacked, &place, &message);
         }
         let (mut line, mut counted) = (message.line, 0usize);
         let mut seen = false;
@@ -220,6 +240,7 @@ impl Decoder {
                     let detail = match reason {
                         Reason::TooDeep => format!("nested deeper than {} levels", limits::NESTING),
                         Reason::TooLarge => format!("record of {} bytes; the limit is {}", bytes.len(), limits::RECORD_BYTES),
+                        Reason::Truncated if bytes.is_empty() => "ends inside a list of records: more was to come".to_owned(),
                         Reason::Truncated => "ends inside a value".to_owned(),
                         _ => "expected a JSON object".to_owned(),
                     };
@@ -265,6 +286,8 @@ impl Decoder {
             let refusal = Refusal::new(Reason::UnknownFormat, "no known log format recognises this record; bind the topic to one");
             return self.reject(text.as_bytes(), place, append_time, &refusal);
         };
+        let scrubbed = if format.is_about_secrets() { Cow::Borrowed(text) } else { credential::replace_secrets(text, &self.fingerprinter) };
+        let text = scrubbed.as_ref();
         let mut record = Record { text, place: place.clone(), append_time, flags };
         let mut out = Out { rows: &mut self.rows, fingerprinter: &self.fingerprinter, keep_raw: self.keep_raw };
         let refusal = match format.decode(&record, &mut out) {
@@ -293,8 +316,17 @@ impl Decoder {
     }
 
     fn reject_as(&mut self, format: &str, bytes: &[u8], place: &Place, append_time: Option<Micros>, refusal: &Refusal) {
-        let kept = String::from_utf8_lossy(&bytes[..bytes.len().min(limits::REJECT_RAW_BYTES)]).replace('\0', "\u{fffd}");
-        let kept = credential::replace_secrets(&kept, &self.fingerprinter).into_owned();
+        self.refused += 1;
+        if self.refused > limits::REJECTS_PER_MESSAGE {
+            return;
+        }
+        // A secret that lies across the cut is replaced before the cut is made.
+        let near = String::from_utf8_lossy(&bytes[..bytes.len().min(limits::REJECT_RAW_BYTES * 2)]).replace('\0', "\u{fffd}");
+        let about_secrets = |text: &str| FORMATS.iter().any(|f| f.is_about_secrets() && (f.name() == format || f.recognises(text)));
+        let kept = match about_secrets(&near) || SECRET_KEYS.is_match(&near) {
+            true => "[withheld: a report that could not be read may hold its secret]".to_owned(),
+            false => credential::replace_secrets(&near, &self.fingerprinter).chars().take(limits::REJECT_RAW_BYTES).collect(),
+        };
         let detail: String = credential::replace_secrets(&refusal.detail, &self.fingerprinter).chars().take(limits::REJECT_DETAIL_CHARS).collect();
         let id = format!("reject:{place}");
         let rows = rows_of(&mut self.rows, &rejects::TABLE);
@@ -315,7 +347,8 @@ impl Decoder {
     }
 
     /// Each CSV line becomes a JSON object of the header's names, and goes the way of all records.
-    fn csv(&mut self, format: &'static dyn Format, bytes: &[u8], place: &Place, append_time: Option<Micros>) {
+    fn csv(&mut self, format: &'static dyn Format, bytes: &[u8], place: &Place, message: &Message<'_>) {
+        let append_time = message.append_time;
         let mut reader = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(bytes);
         let headers = reader.byte_headers().cloned().unwrap_or_default();
         let names: Vec<String> = headers.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
@@ -323,8 +356,8 @@ impl Decoder {
             let mut place = Place { record: number as i64, ..place.clone() };
             match row {
                 Ok(row) => {
-                    if let (Some(at), true) = (row.position(), place.offset == 1) {
-                        place.offset = at.line() as i64;
+                    if let (Some(at), None) = (row.position(), message.offset) {
+                        place.offset = message.line + at.line() as i64 - 1;
                     }
                     let object: serde_json::Map<String, serde_json::Value> =
                         names.iter().cloned().zip(row.iter().map(|v| String::from_utf8_lossy(v).into_owned().into())).collect();

@@ -8,6 +8,8 @@ use std::fmt;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
+use crate::limits;
+
 /// A record that can be read, and what had to be done to it.
 pub struct Repaired {
     pub text: String,
@@ -64,6 +66,7 @@ impl<'de> Visitor<'de> for Rebuild<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut object = Map::new();
+        let mut doubled = 0;
         while let Some(key) = entries.next_key::<String>()? {
             let value = entries.next_value_seed(Rebuild { flags: self.flags, changed: self.changed })?;
             if OBJECTS.contains(&key.as_str()) && !value.is_object() && !value.is_null() {
@@ -74,6 +77,10 @@ impl<'de> Visitor<'de> for Rebuild<'_> {
                 object.insert(format!("{key} (not an object)"), value);
             } else if object.contains_key(&key) {
                 *self.changed = true;
+                doubled += 1;
+                if doubled > limits::DUPLICATE_KEYS {
+                    return Err(serde::de::Error::custom("the same keys over and over"));
+                }
                 self.flags.push(format!("duplicate_key:{}", key.replace(',', "_").chars().take(40).collect::<String>()));
                 let name = (2..).map(|n| format!("{key} (duplicate {n})")).find(|name| !object.contains_key(name));
                 object.insert(name.unwrap_or(key), value);

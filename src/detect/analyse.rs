@@ -10,10 +10,13 @@
 
 use std::collections::BTreeMap;
 
+use arrow::datatypes::DataType;
 use datafusion::common::{Column, DFSchema, JoinType, ScalarValue};
 use datafusion::logical_expr::expr::{AggregateFunction, InList, WindowFunction};
 use datafusion::logical_expr::utils::split_conjunction;
-use datafusion::logical_expr::{Aggregate, BinaryExpr, Distinct, Expr, Join, LogicalPlan, Operator, Volatility, Window, WindowFrameBound, WindowFrameUnits};
+use datafusion::logical_expr::{
+    Aggregate, BinaryExpr, Distinct, Expr, ExprSchemable, Join, LogicalPlan, Operator, Volatility, Window, WindowFrameBound, WindowFrameUnits,
+};
 
 use crate::clock::{DAY, HOUR, MINUTE, Micros, SECOND, spoken};
 
@@ -398,6 +401,7 @@ impl Walk {
         let schema = window.input.schema();
         let mut added = Vec::new();
         let mut moved: Option<(usize, usize)> = None;
+        let (mut farthest_before, mut farthest_after) = (0, 0);
         for expr in &window.window_expr {
             let Some(call) = window_call(expr) else { return Err(format!("{expr} is no window function that can be followed")) };
             let params = &call.params;
@@ -423,20 +427,25 @@ impl Walk {
                 return Err(format!("{name}() OVER (…): the frame has no bound in time; use RANGE BETWEEN INTERVAL '…' PRECEDING AND CURRENT ROW"));
             };
             // The output row has a clock of its own; the rows it counts lie around it.
-            let clock = match moved {
-                Some((from, to)) if from == term.clock => to,
-                None => {
-                    let to = self.clock();
-                    moved = Some((term.clock, to));
-                    to
-                }
+            match moved {
+                Some((from, _)) if from == term.clock => {}
+                None => moved = Some((term.clock, self.clock())),
                 Some(_) => return Err("two windows over different times in one query: split the detection".into()),
-            };
-            self.bounds.push((term.clock, clock, after + term.hi - term.lo));
-            self.bounds.push((clock, term.clock, before + term.hi - term.lo));
+            }
+            if params.order_by.first().is_some_and(|sort| !sort.asc) {
+                return Err(format!("{name}() OVER (… DESC): order by event_time ascending"));
+            }
+            if params.filter.as_deref().is_some_and(|filter| derived(filter, schema, &input.cols).change != Change::Never) {
+                return Err(format!("{name}() FILTER over a count: the count may still change"));
+            }
+            // Several frames over one clock: the widest holds.
+            farthest_before = farthest_before.max(before + term.hi - term.lo);
+            farthest_after = farthest_after.max(after + term.hi - term.lo);
             added.push(Col { change, ..OPAQUE });
         }
         if let Some((from, to)) = moved {
+            self.bounds.push((from, to, farthest_after));
+            self.bounds.push((to, from, farthest_before));
             for col in &mut input.cols {
                 col.term = col.term.filter(|term| term.clock == from).map(|term| Term { clock: to, ..term });
             }
@@ -524,10 +533,14 @@ impl Walk {
         if top.cols[at].change != Change::Never {
             return Err("alert_time comes from an aggregate that may still change: group by date_bin(…, event_time) and return that".into());
         }
+        if top.cols[at].term.is_none() {
+            return Err("alert_time must be an event_time, or date_bin() of one: nothing else is the same live and in a backtest".into());
+        }
         let mut columns = Vec::new();
         for (name, col) in names.iter().zip(&top.cols) {
             let merge = match (name.as_str(), col.change) {
-                ("level", _) => Merge::Level,
+                ("level", Change::Never) => Merge::Level,
+                ("level", _) => return Err("column `level` is computed from a count that may still change: give each level a detection of its own".into()),
                 (_, Change::Never) => Merge::First,
                 (_, Change::Rises) => Merge::Max,
                 (_, Change::Falls) => Merge::Min,
@@ -544,6 +557,9 @@ impl Walk {
                 return Err("alert_time must be an event_time, or date_bin() of one, so that its distance to each table is known".into());
             };
             let distance = self.closure();
+            if (0..self.clocks).any(|clock| distance[clock][clock].is_some_and(|d| d < 0)) {
+                return Err("the time bounds contradict each other (in a UNION, give all branches the same meaning of each time column)".into());
+            }
             for number in 0..self.scans.len() {
                 let Some(clock) = self.scan_clock[number] else { continue };
                 // alert_time - scan <= back, scan - alert_time <= ahead.
@@ -574,7 +590,9 @@ impl Walk {
         }
         let holds = |walk: &Walk, root: usize, nodes: &[usize]| nodes.iter().any(|node| walk.root(*node) == root);
         let covers = |walk: &Walk, root: usize| {
-            let scans = walk.scan_keys.iter().all(|keys| keys.iter().any(|(node, _)| walk.root(*node) == root));
+            // Two columns of one scan in the class (branches of a UNION can do that) leave open by which its rows belong to a key.
+            let of_scan = |keys: &Vec<(usize, String)>| keys.iter().filter(|(node, _)| walk.root(*node) == root).count();
+            let scans = walk.scan_keys.iter().zip(&walk.scans).all(|(keys, scan)| if scan.is_lineage() { of_scan(keys) >= 1 } else { of_scan(keys) == 1 });
             scans && walk.keyed.iter().all(|(nodes, _)| holds(walk, root, nodes))
         };
         // Times equate too (`date_bin` groups), but only identifying columns spread rows over keys.
@@ -638,8 +656,8 @@ fn column_of(expr: &Expr, schema: &DFSchema, cols: &[Col]) -> Col {
     match expr {
         Expr::Column(column) => lookup(column, schema, cols),
         Expr::Alias(alias) => column_of(&alias.expr, schema, cols),
-        Expr::Cast(cast) => column_of(&cast.expr, schema, cols),
-        Expr::TryCast(cast) => column_of(&cast.expr, schema, cols),
+        Expr::Cast(cast) => casted(column_of(&cast.expr, schema, cols), &cast.expr, cast.field.data_type(), schema),
+        Expr::TryCast(cast) => casted(column_of(&cast.expr, schema, cols), &cast.expr, cast.field.data_type(), schema),
         Expr::BinaryExpr(BinaryExpr { left, op: op @ (Operator::Plus | Operator::Minus), right }) => {
             let base = column_of(left, schema, cols);
             let shift = interval(right).map(|length| if *op == Operator::Plus { length } else { -length });
@@ -672,6 +690,16 @@ fn column_of(expr: &Expr, schema: &DFSchema, cols: &[Col]) -> Col {
         }
         _ => derived(expr, schema, cols),
     }
+}
+
+/// A cast keeps a key only from text to text, and a clock only from timestamp to timestamp: a date lies up to a day off.
+fn casted(col: Col, from: &Expr, to: &DataType, schema: &DFSchema) -> Col {
+    let is_text = |kind: &DataType| match kind {
+        DataType::Dictionary(_, values) => values.is_string(),
+        kind => kind.is_string(),
+    };
+    let text = is_text(to) && from.get_type(schema).is_ok_and(|from| is_text(&from));
+    Col { key: col.key.filter(|_| text), term: col.term.filter(|_| matches!(to, DataType::Timestamp(..))), change: col.change }
 }
 
 /// A value computed from columns: fixed as long as they are.
@@ -707,6 +735,9 @@ fn aggregate_change(expr: &Expr, schema: &DFSchema, cols: &[Col]) -> Change {
     match expr {
         Expr::Alias(alias) => aggregate_change(&alias.expr, schema, cols),
         Expr::AggregateFunction(AggregateFunction { func, params }) => {
+            if params.filter.as_deref().is_some_and(|filter| derived(filter, schema, cols).change != Change::Never) {
+                return Change::AnyWay;
+            }
             let inner = params.args.first().map_or(Change::Never, |arg| column_of(arg, schema, cols).change);
             match (func.name(), inner) {
                 ("count" | "approx_distinct" | "bool_or", Change::Never) => Change::Rises,

@@ -80,6 +80,8 @@ struct StoreEntry {
 struct Retention {
     reach: Micros,
     table: &'static Table,
+    /// The partner is an anchor: when a row of it comes, the past of its key is fetched again.
+    anchor: bool,
 }
 
 /// What the engine can say about itself, per detection.
@@ -169,7 +171,7 @@ impl Engine {
     fn register(&mut self, ctx: &SessionContext, compiled: Compiled) -> Result<()> {
         let Compiled { detection, analysis, plan } = compiled;
         let number = self.live.len();
-        let probed = probed_scans(&analysis);
+        let probed_all = probed_scans(&analysis);
         let mut feeds = Vec::new();
         for (scan_number, scan) in analysis.scans.iter().enumerate() {
             if scan.is_lineage() {
@@ -185,8 +187,8 @@ impl Engine {
             }
             let key = scan.key.as_deref().and_then(|name| table.schema().index_of(name).ok());
             let key = key.ok_or_else(|| Error::bug(format!("{}: no key column in {}", detection.name, scan.table)))?;
-            let probed = probed[scan_number];
-            let retention = retention_of(&analysis, scan_number);
+            let probed = probed_all[scan_number];
+            let retention = retention_of(&analysis, scan_number, &probed_all);
             // Probed stores depend on what the detection's other scans know, so they are its own; the others are shared.
             let shared = self.stores.iter().position(|entry| {
                 !probed
@@ -254,6 +256,9 @@ impl Engine {
         };
         let mut keys_of: HashMap<usize, Vec<Key>> = HashMap::new();
         for entry in self.stores.iter_mut().filter(|entry| std::ptr::eq(entry.store.table(), table)) {
+            if entry.users.is_empty() {
+                continue;
+            }
             let mask = timely(masks.rows_of(entry.scan)?)?;
             if mask.as_ref().is_some_and(|mask| !mask.has_true()) {
                 continue;
@@ -309,6 +314,11 @@ impl Engine {
             }
         }
         self.keep_budget();
+        for pass in &self.passes {
+            for (predicate, rows) in pass.filter.take_failures() {
+                self.problems.push(("predicate".into(), format!("`{predicate}` failed on {rows} rows of {}; they count as not matching", pass.table.name)));
+            }
+        }
         Ok(std::mem::take(&mut self.ready))
     }
 
@@ -317,12 +327,12 @@ impl Engine {
     /// # Errors
     /// The history cannot be read.
     pub fn backtest(&mut self, history: &dyn History, since: Micros) -> Result<()> {
-        self.restore(history, since)?;
+        self.restore(history, Some(since))?;
         for number in 0..self.live.len() {
             let ([Feed::Batch(_)], [scan]) = (&self.live[number].feeds[..], &self.live[number].analysis.scans[..]) else { continue };
             let Some(table) = by_name(&scan.table) else { continue };
             let filters = scan.filters.clone();
-            for batch in history.rows(&LookBack { table, keys: None, filters: &filters, since })? {
+            for batch in history.rows(&LookBack { table, keys: None, filters: &filters, since, raw: true })? {
                 self.decide_rows(number, table, &batch)?;
             }
         }
@@ -342,12 +352,12 @@ impl Engine {
     }
 
     /// Fetches what stores and lineage would hold had the engine run all along, and marks it all for evaluation.
-    /// `since` is the earliest `alert_time` of interest.
+    /// `since` is the earliest `alert_time` of interest; none for what a running engine would still hold.
     ///
     /// # Errors
     /// The history cannot be read.
-    pub fn restore(&mut self, history: &dyn History, since: Micros) -> Result<()> {
-        let links = history.rows(&LookBack { table: self.links.table, keys: None, filters: &self.links.filters.clone(), since: Micros::MIN })?;
+    pub fn restore(&mut self, history: &dyn History, since: Option<Micros>) -> Result<()> {
+        let links = history.rows(&LookBack { table: self.links.table, keys: None, filters: &self.links.filters.clone(), since: Micros::MIN, raw: false })?;
         for batch in links {
             let pass = pass_of(&mut self.passes, self.links.table)?;
             let mask = pass.filter.over(&batch).rows_of(self.links.scan)?;
@@ -359,12 +369,14 @@ impl Engine {
         }
         for number in 0..self.stores.len() {
             let entry = &self.stores[number];
-            if entry.probed {
+            if entry.probed || entry.users.is_empty() {
                 continue;
             }
             let reach = entry.retention.iter().map(|r| r.reach.saturating_add(r.table.max_delay)).max().unwrap_or(0);
-            let since = since.saturating_sub(reach);
-            let batches = history.rows(&LookBack { table: entry.store.table(), keys: None, filters: &entry.filters.clone(), since })?;
+            let now = since.or_else(|| STREAMS.iter().filter_map(|table| history.latest(table)).max()).unwrap_or(Micros::MIN);
+            let raw = needs_raw(entry.store.table(), entry.store.projection(), &entry.filters);
+            let since = now.saturating_sub(reach);
+            let batches = history.rows(&LookBack { table: entry.store.table(), keys: None, filters: &entry.filters.clone(), since, raw })?;
             for batch in batches {
                 self.fill(number, &batch, None)?;
             }
@@ -445,7 +457,12 @@ impl Engine {
                 false => vec![vec![0; live.feeds.len()]],
             };
             for from in starts {
-                self.run(number, &keys, &from)?;
+                if !self.run(number, &keys, &from, self.apart(number, &keys).is_empty())? {
+                    // A row that the query fails on costs its own key, not the others.
+                    for key in self.apart(number, &keys) {
+                        self.run(number, &key, &from, true)?;
+                    }
+                }
             }
         }
         let live = &mut self.live[number];
@@ -525,7 +542,8 @@ impl Engine {
         self.live[number].loaded.extend(&wanted);
         for (store, key) in probed {
             let entry = &self.stores[store];
-            let ask = LookBack { table: entry.store.table(), keys: Some((key, &names)), filters: &entry.filters.clone(), since: Micros::MIN };
+            let raw = needs_raw(entry.store.table(), entry.store.projection(), &entry.filters);
+            let ask = LookBack { table: entry.store.table(), keys: Some((key, &names)), filters: &entry.filters.clone(), since: Micros::MIN, raw };
             for batch in history.rows(&ask)? {
                 self.fill(store, &batch, Some(&wanted))?;
             }
@@ -540,7 +558,14 @@ impl Engine {
         })
     }
 
-    fn run(&mut self, number: usize, keys: &HashSet<Key>, from: &[u64]) -> Result<()> {
+    /// The keys in the smallest groups that can be evaluated alone.
+    fn apart(&self, number: usize, keys: &HashSet<Key>) -> Vec<HashSet<Key>> {
+        let groups = self.families(number, keys);
+        if groups.len() > 1 { groups } else { Vec::new() }
+    }
+
+    /// Runs the plan over these keys; false if it failed. The failure is only told where the caller cannot try smaller groups.
+    fn run(&mut self, number: usize, keys: &HashSet<Key>, from: &[u64], last: bool) -> Result<bool> {
         let Self { live, stores, lineage, runtime, ready, problems, .. } = self;
         let live = &mut live[number];
         for (scan, feed) in live.feeds.iter().enumerate() {
@@ -551,8 +576,13 @@ impl Engine {
             };
             live.plan.slots[scan].set(rows);
         }
+        let failed = problems.len();
         live.run(runtime, ready, problems);
-        Ok(())
+        let failed = problems.len() > failed;
+        if failed && !last && keys.len() > 1 {
+            problems.pop();
+        }
+        Ok(!failed)
     }
 
     /// Over budget, the detection that keeps most is switched off, loudly. Nothing is evicted from under a live window.
@@ -569,16 +599,19 @@ impl Engine {
                 entry.store.table().name,
                 self.residue_budget >> 20
             );
-            let schema = Arc::clone(entry.store.schema());
-            entry.store = Store::new(entry.store.table(), entry.store.projection(), entry.store.key_column(), schema);
-            for user in entry.users.clone() {
+            for user in std::mem::take(&mut entry.users) {
                 let live = &mut self.live[user];
                 live.suspended = Some(message.clone());
+                live.dirty.clear();
                 self.problems.push((live.detection.name.clone(), message.clone()));
+                for other in &mut self.stores {
+                    other.users.retain(|other_user| *other_user != user);
+                }
             }
-            let users = std::mem::take(&mut self.stores[largest].users);
-            // A store without active users takes no more rows.
-            self.stores[largest].users = users.into_iter().filter(|user| self.live[*user].suspended.is_none()).collect();
+            // What nobody reads any more is given back, and takes no more rows.
+            for entry in self.stores.iter_mut().filter(|entry| entry.users.is_empty()) {
+                entry.store = Store::new(entry.store.table(), entry.store.projection(), entry.store.key_column(), Arc::clone(entry.store.schema()));
+            }
         }
     }
 
@@ -650,8 +683,12 @@ impl Live {
 impl StoreEntry {
     /// Rows before this are of no more use.
     fn horizon(&self, progress: Micros, history_is_kept: bool) -> Micros {
-        let needed = self.retention.iter().map(|r| progress.saturating_sub(r.table.max_delay).saturating_sub(r.reach)).min().unwrap_or(progress);
-        if self.probed && history_is_kept { needed.max(progress.saturating_sub(PROBED_STAY)) } else { needed }
+        let until = |r: &Retention| {
+            let needed = progress.saturating_sub(r.table.max_delay).saturating_sub(r.reach);
+            // Waiting months for an anchor is the archive's work.
+            if self.probed && r.anchor && history_is_kept { needed.max(progress.saturating_sub(PROBED_STAY)) } else { needed }
+        };
+        self.retention.iter().map(until).min().unwrap_or(progress)
     }
 }
 
@@ -667,6 +704,12 @@ impl Links {
         let scan = pass_of(passes, table)?.filter.add(filters, &state)?;
         Ok(Self { plan: keep(ctx, plan.clone()).await?, scan, filters: filters.clone(), projection: projection.clone(), table, fresh: Vec::new() })
     }
+}
+
+/// Whether a scan reads the raw record: most do not, and it is most of the bytes.
+fn needs_raw(table: &'static Table, projection: &[usize], filters: &[Expr]) -> bool {
+    let selected = projection.iter().any(|index| table.columns[*index].name == "raw");
+    selected || filters.iter().any(|filter| filter.column_refs().iter().any(|column| column.name() == "raw"))
 }
 
 type ScanParts = (String, Vec<usize>, Vec<Expr>);
@@ -749,14 +792,14 @@ fn probed_scans(analysis: &Analysis) -> Vec<bool> {
 }
 
 /// Until when rows of a scan can still meet a new row on time.
-fn retention_of(analysis: &Analysis, scan: usize) -> Vec<Retention> {
+fn retention_of(analysis: &Analysis, scan: usize, probed: &[bool]) -> Vec<Retention> {
     let own = &analysis.scans[scan];
     let others = partners(&analysis.needs, scan);
     std::iter::once(scan)
         .chain(others)
-        .filter_map(|other| {
-            let other = &analysis.scans[other];
-            Some(Retention { reach: own.back + other.ahead, table: by_name(&other.table)? })
+        .filter_map(|number| {
+            let other = &analysis.scans[number];
+            Some(Retention { reach: own.back + other.ahead, table: by_name(&other.table)?, anchor: number != scan && !probed[number] })
         })
         .collect()
 }

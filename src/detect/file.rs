@@ -290,5 +290,8 @@ pub fn read_files(paths: &[PathBuf]) -> Result<Vec<Detection>, Vec<Error>> {
             Err(error) => problems.push(error),
         }
     }
+    if detections.is_empty() && problems.is_empty() {
+        problems.push(Error::user("no detection files there: nothing would be found, whatever the logs hold"));
+    }
     if problems.is_empty() { Ok(detections) } else { Err(problems) }
 }

@@ -3,6 +3,7 @@
 //! Predicates on one dictionary column are evaluated on its distinct values and spread over the rows.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, BooleanBufferBuilder, DictionaryArray, Int32Array};
 use arrow::compute::kernels::boolean::and;
@@ -20,6 +21,8 @@ struct Conjunct {
     physical: Arc<dyn PhysicalExpr>,
     /// For a predicate on one dictionary column: the column, and the predicate over that column alone.
     lifted: Option<(usize, Arc<dyn PhysicalExpr>)>,
+    /// Rows on which it failed (a division by zero, a cast): they do not match.
+    failures: AtomicU64,
 }
 
 /// All predicates over one table, each distinct conjunct once.
@@ -73,6 +76,12 @@ impl FilterPass {
         (self.conjuncts.len(), self.scans.len())
     }
 
+    /// Predicates that failed on rows since the last call, and on how many.
+    pub fn take_failures(&self) -> Vec<(String, u64)> {
+        let failed = self.conjuncts.iter().map(|conjunct| (conjunct.expr.to_string(), conjunct.failures.swap(0, Ordering::Relaxed)));
+        failed.filter(|(_, rows)| *rows > 0).collect()
+    }
+
     /// Starts the pass over one batch.
     pub fn over<'p>(&'p self, batch: &'p RecordBatch) -> Masks<'p> {
         Masks { pass: self, batch, done: vec![None; self.conjuncts.len()] }
@@ -113,11 +122,26 @@ fn compile(expr: Expr, schema: &SchemaRef, state: &SessionState) -> Result<Conju
         }
         _ => None,
     };
-    Ok(Conjunct { expr, physical, lifted })
+    Ok(Conjunct { expr, physical, lifted, failures: AtomicU64::new(0) })
 }
 
 impl Conjunct {
+    /// The rows on which the predicate is true. One row that it fails on must not cost the others.
     fn evaluate(&self, batch: &RecordBatch) -> Result<BooleanArray> {
+        if let Ok(bits) = self.evaluate_all(batch) {
+            return Ok(bits);
+        }
+        let row = |row: usize| match truth(&self.physical, &batch.slice(row, 1)) {
+            Ok(bits) => bits.value(0),
+            Err(_) => {
+                self.failures.fetch_add(1, Ordering::Relaxed);
+                false
+            }
+        };
+        Ok((0..batch.num_rows()).map(|number| Some(row(number))).collect())
+    }
+
+    fn evaluate_all(&self, batch: &RecordBatch) -> Result<BooleanArray> {
         let Some((column, predicate)) = &self.lifted else { return truth(&self.physical, batch) };
         let rows = batch.column(*column).as_dictionary::<Int32Type>();
         let values = rows.values();

@@ -71,6 +71,13 @@ pub fn findings_of(detection: &Arc<Detection>, merges: &[(String, Merge)], batch
         .enumerate()
         .map(|(index, (name, merge))| Ok((name.as_str(), *merge, scalars(batch.column(index))?)))
         .collect::<Result<Vec<_>, ArrowError>>()?;
+    for (_, merge, values) in &columns {
+        if let (Merge::Level, Some(Scalar::Text(name))) =
+            (merge, values.iter().find(|value| matches!(value, Scalar::Text(name) if Level::parse(name).is_none())))
+        {
+            return Err(ArrowError::InvalidArgumentError(format!("`{name}` is no level; write informational, low, medium, high or critical")));
+        }
+    }
     let row_of = |row: usize| {
         let value = |wanted: &str| columns.iter().find(|(name, ..)| *name == wanted).map(|(.., values)| values[row].clone());
         let Some(Scalar::Time(alert_time)) = value("alert_time") else { return None };

@@ -84,14 +84,16 @@ impl Lineage {
         let text = |name: &str| arrow::compute::cast(links.column_by_name(name).unwrap_or(links.column(0)), &DataType::Utf8View);
         let (children, parents) = (text("child")?, text("parent")?);
         let times = links.column_by_name("minted_at").unwrap_or(links.column(2)).as_primitive::<TimestampMicrosecondType>();
-        let mut changed = HashSet::new();
+        let mut touched: HashSet<Key> = HashSet::new();
         for row in 0..links.num_rows() {
             let (child, parent) = (children.as_string_view().value(row), parents.as_string_view().value(row));
             if self.link(child, parent, times.value(row), hasher) {
-                changed.extend(self.family(hasher.key(child)));
+                touched.insert(hasher.key(child));
             }
         }
-        Ok(changed)
+        // Each family once, however many of its links are new.
+        let families: HashSet<usize> = touched.iter().filter_map(|key| self.by_key.get(key)).map(|id| self.credentials[*id].family).collect();
+        Ok(families.iter().flat_map(|family| &self.families[family]).map(|member| self.credentials[*member].key).collect())
     }
 
     /// The keys of everything tied to this one by links, itself included.

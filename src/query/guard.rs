@@ -9,6 +9,9 @@ use crate::limits::{SQL_BYTES, SQL_NESTING, SQL_TOKENS};
 /// Statements that only read.
 const READING: [&str; 6] = ["SELECT", "WITH", "VALUES", "EXPLAIN", "SHOW", "DESCRIBE"];
 
+/// Functions that make much of little, past every memory pool.
+const REFUSED: [&str; 5] = ["repeat", "lpad", "rpad", "generate_series", "range"];
+
 /// Checks size, nesting and kind of a statement by its tokens alone.
 ///
 /// # Errors
@@ -29,6 +32,9 @@ pub fn check(sql: &str) -> Result<()> {
     for token in &mut words {
         count += 1;
         match token {
+            Token::Word(word) if REFUSED.contains(&word.value.to_lowercase().as_str()) => {
+                return Err(Error::user(format!("{}() is not offered here: its result can be of any size", word.value)));
+            }
             Token::LParen | Token::LBracket => depth += 1,
             Token::RParen | Token::RBracket => depth = depth.saturating_sub(1),
             Token::SemiColon => ended = true,
@@ -58,7 +64,15 @@ mod tests {
         assert!(check("SELECT 1").is_ok());
         assert!(check("-- hello\n(SELECT 1);").is_ok());
         assert!(check("EXPLAIN SELECT 1").is_ok());
-        for bad in ["DROP TABLE cloudtrail", "COPY cloudtrail TO '/tmp/x'", "SELECT 1; SELECT 2", "", "SET a = 1", "INSERT INTO alerts VALUES (1)"] {
+        for bad in [
+            "DROP TABLE cloudtrail",
+            "COPY cloudtrail TO '/tmp/x'",
+            "SELECT 1; SELECT 2",
+            "",
+            "SET a = 1",
+            "SELECT repeat(raw, 1000000) FROM cloudtrail",
+            "INSERT INTO alerts VALUES (1)",
+        ] {
             assert!(check(bad).is_err(), "{bad}");
         }
         let chain = format!("SELECT 1 WHERE {}", vec!["1=1"; 20_000].join(" OR "));

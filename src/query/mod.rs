@@ -17,6 +17,7 @@ use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::{Expr, TableType};
 use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::prelude::SessionConfig;
+use futures::StreamExt;
 
 use crate::archive::Archive;
 use crate::detect::catalog::{LINEAGE, register_tables};
@@ -93,15 +94,32 @@ impl Door {
     /// What is not allowed, wrong in the SQL, or over a limit.
     pub async fn ask(&self, sql: &str) -> Result<Answer> {
         guard::check(sql)?;
-        let work = async {
+        let (ctx, sql, memory) = (self.ctx.clone(), sql.to_owned(), self.limits.memory);
+        // A task of its own: a plan that never pauses must not keep the clock from being looked at.
+        let work = tokio::spawn(async move {
             let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-            let frame = self.ctx.sql_with_options(sql, options).await.map_err(plain)?;
+            let frame = ctx.sql_with_options(&sql, options).await.map_err(plain)?;
             let schema: SchemaRef = Arc::new(frame.schema().as_arrow().clone());
-            Ok(Answer { schema, batches: frame.collect().await.map_err(plain)? })
-        };
-        tokio::time::timeout(self.limits.time, work)
-            .await
-            .unwrap_or_else(|_| Err(Error::user(format!("stopped after {} s; narrow the question, or raise --timeout", self.limits.time.as_secs()))))
+            let mut rows = frame.execute_stream().await.map_err(plain)?;
+            let (mut batches, mut bytes) = (Vec::new(), 0);
+            while let Some(batch) = rows.next().await {
+                let batch = batch.map_err(plain)?;
+                bytes += batch.get_array_memory_size();
+                if bytes > memory {
+                    return Err(Error::user(format!("the answer is larger than {} MiB; ask for less, or raise --memory", memory >> 20)));
+                }
+                batches.push(batch);
+            }
+            Ok(Answer { schema, batches })
+        });
+        let stop = work.abort_handle();
+        match tokio::time::timeout(self.limits.time, work).await {
+            Ok(answer) => answer.unwrap_or_else(|_| Err(Error::bug("the query panicked"))),
+            Err(_) => {
+                stop.abort();
+                Err(Error::user(format!("stopped after {} s; narrow the question, or raise --timeout", self.limits.time.as_secs())))
+            }
+        }
     }
 
     /// Names of tables and views, for completion and help.

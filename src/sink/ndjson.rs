@@ -14,6 +14,8 @@ pub struct Ndjson {
     path: PathBuf,
     /// None is standard output.
     file: Option<File>,
+    /// The last write failed and may have left half a line.
+    cut: bool,
 }
 
 impl Ndjson {
@@ -41,7 +43,7 @@ impl Ndjson {
                 Some(file)
             }
         };
-        Ok(Self { name: format!("ndjson:{}", path.display()), path: path.to_owned(), file })
+        Ok(Self { name: format!("ndjson:{}", path.display()), path: path.to_owned(), file, cut: false })
     }
 }
 
@@ -51,11 +53,14 @@ impl Sink for Ndjson {
     }
 
     fn deliver(&mut self, _: &Alert, document: &serde_json::Value) -> Result<()> {
-        let line = format!("{document}\n");
+        // A line that a full disk cut short is closed before the next try.
+        let line = if self.cut { format!("\n{document}\n") } else { format!("{document}\n") };
         let place = || format!("writing the alert file {}", self.path.display());
-        match &mut self.file {
+        let written = match &mut self.file {
             Some(file) => file.write_all(line.as_bytes()).at(place),
             None => std::io::stdout().lock().write_all(line.as_bytes()).at(place),
-        }
+        };
+        self.cut = written.is_err();
+        written
     }
 }

@@ -64,7 +64,7 @@ pub struct Context {
 
 impl ClientContext for Context {
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "Kafka");
+        tracing::debug!(%error, reason, "Kafka");
     }
 }
 
@@ -164,13 +164,9 @@ impl KafkaSource {
         }
     }
 
-    /// Messages between each position and the end of its partition.
-    pub fn lag(&self, positions: &BTreeMap<(String, i32), i64>) -> HashMap<(String, i32), i64> {
-        let ends = positions.iter().filter_map(|((topic, partition), offset)| {
-            let (_, end) = self.consumer.fetch_watermarks(topic, *partition, Duration::from_millis(500)).ok()?;
-            Some(((topic.clone(), *partition), (end - offset).max(0)))
-        });
-        ends.collect()
+    /// Asks the broker questions from other threads.
+    pub fn asker(&self) -> Asker {
+        Asker(Arc::clone(&self.consumer))
     }
 
     /// Stops fetching; events already sent stay in the channel.
@@ -187,8 +183,23 @@ impl KafkaSource {
     }
 }
 
+/// A handle to ask the broker with; blocks.
+pub struct Asker(Arc<BaseConsumer<Context>>);
+
+impl Asker {
+    /// Messages between each position and the end of its partition.
+    pub fn lag(&self, positions: &BTreeMap<(String, i32), i64>) -> HashMap<(String, i32), i64> {
+        let ends = positions.iter().filter_map(|((topic, partition), offset)| {
+            let (_, end) = self.0.fetch_watermarks(topic, *partition, Duration::from_millis(500)).ok()?;
+            Some(((topic.clone(), *partition), (end - offset).max(0)))
+        });
+        ends.collect()
+    }
+}
+
 fn fetch(consumer: &BaseConsumer<Context>, stop: &AtomicBool, events: &SyncSender<Event>) {
     let mut topics: HashMap<String, Arc<str>> = HashMap::new();
+    let mut told = None;
     while !stop.load(Ordering::Relaxed) {
         let mut poll = Poll { messages: Vec::new(), received_at: 0 };
         let (mut bytes, started) = (0, Instant::now());
@@ -209,8 +220,12 @@ fn fetch(consumer: &BaseConsumer<Context>, stop: &AtomicBool, events: &SyncSende
                     poll.messages.push(Fetched { topic: Arc::clone(topic), partition: message.partition(), offset: message.offset(), append_time, value });
                 }
                 Some(Err(error)) => {
-                    tracing::warn!(%error, "Kafka");
-                    std::thread::sleep(Duration::from_millis(50));
+                    // The client repeats itself while a broker is away: once in ten seconds is enough to know.
+                    if told.is_none_or(|at: Instant| at.elapsed() > Duration::from_secs(10)) {
+                        told = Some(Instant::now());
+                        tracing::warn!(%error, "Kafka");
+                    }
+                    std::thread::sleep(Duration::from_millis(200));
                 }
                 None => break,
             }

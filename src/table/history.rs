@@ -19,6 +19,9 @@ pub trait History {
 
     /// Whether it still has rows that the engine lets go of.
     fn is_kept(&self) -> bool;
+
+    /// The hour of the latest row of a table, where rows lie by hour of appending.
+    fn latest(&self, table: &'static Table) -> Option<Micros>;
 }
 
 /// A question to the past.
@@ -29,6 +32,8 @@ pub struct LookBack<'a> {
     pub filters: &'a [Expr],
     /// Earliest event time of interest.
     pub since: Micros,
+    /// Whether the raw record is wanted; without, it may be null.
+    pub raw: bool,
 }
 
 /// A past that is held in memory whole: for tests, for replays, and for the rows that are not in the archive yet.
@@ -64,5 +69,9 @@ impl History for Memory {
 
     fn is_kept(&self) -> bool {
         true
+    }
+
+    fn latest(&self, _: &'static Table) -> Option<Micros> {
+        None
     }
 }

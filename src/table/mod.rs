@@ -41,14 +41,6 @@ impl Kind {
             Kind::Bool => DataType::Boolean,
         }
     }
-
-    /// The type in Parquet files: plain, so that any reader understands it.
-    pub fn file(self) -> DataType {
-        match self {
-            Kind::Word | Kind::Text => DataType::Utf8,
-            other => other.arrow(),
-        }
-    }
 }
 
 /// One column: its name in SQL, what it holds, and what that means.
@@ -76,11 +68,6 @@ impl Table {
     /// The schema of batches in memory.
     pub fn schema(&self) -> SchemaRef {
         Arc::clone(&self.schema)
-    }
-
-    /// The schema of Parquet files.
-    pub fn file_schema(&self) -> Schema {
-        Schema::new(self.columns.iter().map(|c| Field::new(c.name, c.kind.file(), true)).collect::<Vec<_>>())
     }
 
     pub fn column(&self, name: &str) -> Option<&'static Column> {
@@ -220,7 +207,7 @@ table!(stream rejects, "One record that could not become a row, with its place a
     BYTES bytes: Int "Size of the refused record.",
 });
 
-table!(alerts, "One row per alert and revision; the highest revision is how the alert stands.",
+table!(alerts, "One row per alert as it stands. `alert_revisions` has the same columns and one row for each revision that was told.",
     max_delay: 0,
     looked_up_by: &["alert_id"],
 {
@@ -259,6 +246,7 @@ pub fn docs_page() -> String {
             let _ = writeln!(page, "| `{}` | {:?} | {} |", column.name, column.kind, column.doc);
         }
     }
+    page.push_str("\n## lineage (derived)\n\nOne row per credential and each of its ancestors, resolved from `lineage_links`, any depth.\n\n| column | meaning |\n|---|---|\n| `credential` | the credential that was made, directly or through others |\n| `ancestor` | a credential that it descends from |\n| `depth` | links between the two; 1 is parent and child |\n| `minted_at` | when the credential itself was made |\n| `left_at` | when the chain left the ancestor: its first link |\n");
     for (name, sql, doc) in VIEWS {
         let _ = write!(page, "\n## {name} (view)\n\n{doc}\n\n```sql\n{sql}\n```\n");
     }

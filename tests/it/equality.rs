@@ -214,7 +214,7 @@ fn live(detections: &[Detection], stream: &[Row], rng: &mut StdRng, broken: Brok
                 if broken == Broken::AlertLogOff {
                     book = AlertBook::default();
                 } else {
-                    engine.restore(&past, Micros::MIN).expect("restore");
+                    engine.restore(&past, None).expect("restore");
                 }
                 at = committed;
             }
