@@ -7,8 +7,8 @@ use std::borrow::Cow;
 use std::io::Read;
 use std::sync::LazyLock;
 
-use aho_corasick::AhoCorasick;
 use memchr::memchr2;
+use memchr::memmem::Finder;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -249,10 +249,9 @@ struct LogEvent<'a> {
     message: Cow<'a, str>,
 }
 
-static WRAPPER_MARKS: LazyLock<AhoCorasick> = LazyLock::new(|| {
-    // Without the opening quote, which would make every string a candidate.
-    AhoCorasick::new(["detail\"", "logEvents\"", "CloudTrailEvent\"", "Records\"", "Events\""]).expect("a fixed list of short marks")
-});
+/// One search each: all of them hold a quote, and an automaton over them would stop at every quote of the record.
+static WRAPPER_MARKS: LazyLock<[Finder<'static>; 5]> =
+    LazyLock::new(|| ["\"detail\"", "\"logEvents\"", "\"CloudTrailEvent\"", "\"Records\"", "\"Events\""].map(Finder::new));
 
 /// What a wrapper held.
 pub enum Peeled<'a> {
@@ -267,7 +266,7 @@ pub enum Peeled<'a> {
 /// Takes one wrapper off: EventBridge `detail`, CloudWatch Logs `logEvents`, `LookupEvents` results, a nested `Records`.
 pub fn peel<'a>(text: &'a str) -> Peeled<'a> {
     // Cheaper than a parse, and true of nearly every bare CloudTrail record.
-    if text.starts_with("{\"eventVersion\"") || !WRAPPER_MARKS.is_match(text) {
+    if text.starts_with("{\"eventVersion\"") || !WRAPPER_MARKS.iter().any(|mark| mark.find(text.as_bytes()).is_some()) {
         return Peeled::Bare;
     }
     let Ok(wrapper) = serde_json::from_str::<Wrapper>(text) else { return Peeled::Bare };
