@@ -542,7 +542,7 @@ fn resident() -> usize {
 }
 
 fn latency() {
-    const RATE: usize = 20_000;
+    const RATE: usize = 40_000;
     const COUNT: usize = RATE * 10;
     let filled = Filled::start(COUNT, 1250, RATE);
     let folder = tempfile::tempdir().expect("a folder");
