@@ -567,7 +567,9 @@ impl Worker {
         // The commit rule: first every alert of the range is in the log.
         self.tell_updates(true)?;
         self.last_flush = Instant::now();
-        self.update_lag();
+        if !self.stopping {
+            self.update_lag();
+        }
         let mut pending = match self.failed.take() {
             Some(pending) => pending,
             None => match self.new_flush() {
