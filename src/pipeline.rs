@@ -30,7 +30,7 @@ use crate::secret::Fingerprinter;
 use crate::sink::{Delivery, Ndjson, Parcel, Sink};
 use crate::source::broker::Sender as KafkaSender;
 use crate::source::kafka::{Event, Fetched, KafkaSource, Poll, client_config};
-use crate::table::{History, LookBack, Memory, Rows, TABLES, Table, alerts, cloudtrail as system, rejects};
+use crate::table::{History, LookBack, Memory, Rows, TABLES, Table, alerts, cloudtrail as system, rejects, words};
 
 /// How far back alerts stay in memory and in the alert log after their last finding.
 const ALERTS_STAY: Micros = 100 * clock::DAY;
@@ -460,10 +460,8 @@ impl Worker {
     fn count(&mut self, table: &'static Table, batch: &RecordBatch) {
         *self.rows.entry(table.name).or_default() += batch.num_rows() as u64;
         if std::ptr::eq(table, &rejects::TABLE) {
-            let reasons = batch.column(rejects::REASON).as_dictionary::<Int32Type>();
-            let names = reasons.values().as_string::<i32>();
-            for key in reasons.keys().iter().flatten() {
-                self.metrics.rejects.with_label_values(&[names.value(key as usize)]).inc();
+            for reason in words(batch, rejects::REASON) {
+                self.metrics.rejects.with_label_values(&[reason]).inc();
             }
             return;
         }

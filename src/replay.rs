@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher, Hasher};
 
 use arrow::array::{Array, AsArray};
-use arrow::datatypes::Int32Type;
 use arrow::record_batch::RecordBatch;
 
 use tokio::runtime::Handle;
@@ -16,7 +15,7 @@ use crate::detect::{Detection, Engine};
 use crate::error::{Error, Result};
 use crate::secret::Fingerprinter;
 use crate::source::files::Input;
-use crate::table::{Memory, Table, cloudtrail as system, rejects};
+use crate::table::{Memory, Table, cloudtrail as system, rejects, words};
 
 /// Rows decoded before the engine is run over them.
 const ROWS: usize = 16_384;
@@ -129,10 +128,8 @@ impl Run {
     fn count(&mut self, table: &'static Table, batch: &RecordBatch) {
         *self.summary.rows.entry(table.name).or_default() += batch.num_rows() as u64;
         if std::ptr::eq(table, &rejects::TABLE) {
-            let reasons = batch.column(rejects::REASON).as_dictionary::<Int32Type>();
-            let names = reasons.values().as_string::<i32>();
-            for key in reasons.keys().iter().flatten() {
-                *self.summary.rejects.entry(names.value(key as usize).to_owned()).or_default() += 1;
+            for reason in words(batch, rejects::REASON) {
+                *self.summary.rejects.entry(reason.to_owned()).or_default() += 1;
             }
             return;
         }

@@ -14,7 +14,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use crate::clock::{DAY, MINUTE, Micros};
 
 pub use history::{History, LookBack, Memory};
-pub use rows::{Place, Rows, flag};
+pub use rows::{Place, Rows, flag, words};
 
 /// What a column holds, and with that how it lies in memory and in files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

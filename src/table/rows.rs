@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayBuilder, ArrayRef, BooleanBuilder, DictionaryArray, Int32Builder, Int64Builder, RecordBatch, StringBuilder, StringViewBuilder,
+    ArrayBuilder, ArrayRef, AsArray, BooleanBuilder, DictionaryArray, Int32Builder, Int64Builder, RecordBatch, StringBuilder, StringViewBuilder,
     TimestampMicrosecondBuilder,
 };
 use arrow::datatypes::Int32Type;
@@ -237,6 +237,13 @@ impl Rows {
         // The builders were made from this very schema and are equally long.
         RecordBatch::try_new(self.table.schema(), columns).expect("builders match their own schema")
     }
+}
+
+/// The words of a word column, row by row, nulls left out.
+pub fn words(batch: &RecordBatch, column: usize) -> impl Iterator<Item = &str> {
+    let column = batch.column(column).as_dictionary::<Int32Type>();
+    let values = column.values().as_string::<i32>();
+    column.keys().iter().flatten().map(|key| values.value(key as usize))
 }
 
 /// Adds one flag to the comma-separated list.

@@ -5,7 +5,6 @@ use std::io::Write;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray};
-use arrow::datatypes::Int32Type;
 use arrow::record_batch::RecordBatch;
 use keyfuse::clock::MINUTE;
 use keyfuse::decode::{Decoder, FORMATS, Message, Reason};
@@ -26,9 +25,7 @@ struct Decoded {
 }
 
 fn words(batch: &RecordBatch, column: usize) -> Vec<String> {
-    let column = batch.column(column).as_dictionary::<Int32Type>();
-    let values = column.values().as_string::<i32>();
-    column.keys().iter().flatten().map(|key| values.value(key as usize).to_owned()).collect()
+    keyfuse::table::words(batch, column).map(str::to_owned).collect()
 }
 
 fn decode_as(format: Option<&str>, bytes: &[u8]) -> (Decoded, Vec<RecordBatch>) {
