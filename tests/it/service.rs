@@ -53,11 +53,14 @@ fn refused_records_go_to_the_dead_letter_topic_and_to_the_table() {
 fn a_sink_that_was_dead_gets_its_alerts_at_the_next_start() {
     let folder = tempfile::tempdir().expect("a folder");
     let broker = &brokers(1)[0];
-    // The alert file cannot be written: its place is taken by a full device.
     let mut dead = config(folder.path(), &broker.address, &[&broker.topic]);
-    dead.ndjson = vec!["/dev/full".into()];
+    let alerts = folder.path().join("dead");
+    dead.ndjson = vec![alerts.join("alerts.ndjson")];
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let service = Service::start(&dead, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    // The folder of the alert file is rotated away, and a file stands in its place.
+    std::fs::rename(&alerts, folder.path().join("rotated")).expect("moved");
+    std::fs::write(&alerts, "").expect("written");
     sender(&broker.address).send(&broker.topic, Some(0), None, DESTROYS.as_bytes(), Some(START)).expect("sent");
     wait_for("a refused delivery", || metric(&service, "keyfuse_delivery_failures_total") > 0);
     assert_eq!(metric(&service, "keyfuse_deliveries_total"), 0);
