@@ -15,8 +15,9 @@ use arrow::datatypes::{DataType, Field, Schema};
 use keyfuse::archive::{Archive, Positions, to_parquet};
 use keyfuse::clock::{self, MINUTE};
 use keyfuse::config::{Config, Topic};
-use keyfuse::decode::{Decoder, Message, format_by_name};
+use keyfuse::decode::{Decoder, Message, Settings, format_by_name};
 use keyfuse::detect::{Detection, Engine};
+use keyfuse::dimension::Dimensions;
 use keyfuse::generate::ordinary;
 use keyfuse::pipeline::{Service, Show};
 use keyfuse::secret::Fingerprinter;
@@ -110,7 +111,7 @@ fn mean(records: &[String]) -> usize {
 
 fn decode_all(records: &[String], keep_raw: bool) -> usize {
     let topic: Arc<str> = Arc::from("t");
-    let mut decoder = Decoder::new(format_by_name("cloudtrail"), Fingerprinter::public(), keep_raw);
+    let mut decoder = Decoder::new(format_by_name("cloudtrail"), Settings { keep_raw, ..Settings::new(Fingerprinter::public()) });
     let mut rows = 0;
     for (offset, record) in records.iter().enumerate() {
         decoder.decode(Message { bytes: record.as_bytes(), topic: &topic, partition: 0, offset: Some(offset as i64), line: 1, append_time: Some(START) });
@@ -339,13 +340,14 @@ fn line(address: &str, count: usize, detections: &[Detection], archive: Option<b
     user.insert("group.id".into(), format!("line-{}", clock::now()));
     let (events_in, events) = sync_channel(8);
     let config = client_config(&user).expect("settings");
-    let mut engine = (!detections.is_empty()).then(|| Engine::new(detections, &Fingerprinter::public()).unwrap_or_else(|errors| panic!("{}", errors[0])));
+    let mut engine = (!detections.is_empty())
+        .then(|| Engine::new(detections, &Fingerprinter::public(), &Dimensions::default()).unwrap_or_else(|errors| panic!("{}", errors[0])));
     let folder = tempfile::tempdir().expect("a folder");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let store = archive.map(|_| Arc::new(runtime.block_on(Archive::open(&folder.path().to_string_lossy(), &HashMap::new())).expect("an archive")));
     let before = cpu_seconds();
     let source = KafkaSource::start(&config, &["cloudtrail".to_owned()], Box::new(|_| Ok(Default::default())), events_in).expect("a source");
-    let mut decoder = Decoder::new(format_by_name("cloudtrail"), Fingerprinter::public(), archive.unwrap_or(true));
+    let mut decoder = Decoder::new(format_by_name("cloudtrail"), Settings { keep_raw: archive.unwrap_or(true), ..Settings::new(Fingerprinter::public()) });
     let past = Memory::default();
     let (mut messages, mut unflushed, mut positions) = (0, 0, Positions::new());
     while messages < count {
@@ -408,7 +410,7 @@ fn size() {
         let texts = records(100_000, bytes);
         let parquet = |keep_raw: bool| {
             let topic: Arc<str> = Arc::from("t");
-            let mut decoder = Decoder::new(format_by_name("cloudtrail"), Fingerprinter::public(), keep_raw);
+            let mut decoder = Decoder::new(format_by_name("cloudtrail"), Settings { keep_raw, ..Settings::new(Fingerprinter::public()) });
             for (offset, text) in texts.iter().enumerate() {
                 decoder.decode(Message { bytes: text.as_bytes(), topic: &topic, partition: 0, offset: Some(offset as i64), line: 1, append_time: Some(START) });
             }
@@ -446,7 +448,7 @@ fn filter() {
     println!("|---|---|---|---|");
     let texts = records(200_000, 1250);
     let topic: Arc<str> = Arc::from("t");
-    let mut decoder = Decoder::new(format_by_name("cloudtrail"), Fingerprinter::public(), false);
+    let mut decoder = Decoder::new(format_by_name("cloudtrail"), Settings { keep_raw: false, ..Settings::new(Fingerprinter::public()) });
     let mut batches = Vec::new();
     for (offset, text) in texts.iter().enumerate() {
         decoder.decode(Message {
@@ -462,7 +464,7 @@ fn filter() {
         }
     }
     for (name, detections) in [("1", many(1)), ("30", many(30)), ("300", many(300)), ("the 12 shipped", shipped())] {
-        let mut engine = Engine::new(&detections, &Fingerprinter::public()).unwrap_or_else(|errors| panic!("{}", errors[0]));
+        let mut engine = Engine::new(&detections, &Fingerprinter::public(), &Dimensions::default()).unwrap_or_else(|errors| panic!("{}", errors[0]));
         let rows: usize = batches.iter().map(|(_, batch)| batch.num_rows()).sum();
         let past = Memory::default();
         let seconds = median_cpu(|| {
@@ -507,14 +509,14 @@ fn whole_line() {
 
 fn residue() {
     let detections: Vec<Detection> = shipped().into_iter().filter(|d| d.name == "LLM-01").collect();
-    let mut engine = Engine::new(&detections, &Fingerprinter::public()).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let mut engine = Engine::new(&detections, &Fingerprinter::public(), &Dimensions::default()).unwrap_or_else(|errors| panic!("{}", errors[0]));
     let topic: Arc<str> = Arc::from("t");
     let mut kept = 0;
     let mut seed = 0;
     let before = resident() as f64;
     while kept < 500_000 {
         seed += 1;
-        let mut decoder = Decoder::new(format_by_name("cloudtrail"), Fingerprinter::public(), false);
+        let mut decoder = Decoder::new(format_by_name("cloudtrail"), Settings { keep_raw: false, ..Settings::new(Fingerprinter::public()) });
         for (offset, record) in ordinary(seed, START, 60 * MINUTE, 100_000).cloudtrail.iter().enumerate() {
             decoder.decode(Message {
                 bytes: record.text.as_bytes(),
@@ -557,7 +559,9 @@ fn latency() {
         topics: vec![Topic { name: "cloudtrail".into(), format: format_by_name("cloudtrail") }],
         dead_letter: None,
         detections: "detections".into(),
-        allow_list: None,
+        known: Default::default(),
+        networks: Vec::new(),
+        mappings: Vec::new(),
         data: folder.path().join("data"),
         archive: folder.path().join("archive").to_string_lossy().into_owned(),
         archive_options: HashMap::new(),

@@ -22,10 +22,12 @@ use crate::alert::{Alert, AlertBook, AlertLog, AllowList};
 use crate::archive::{Archive, ArchiveHistory, Flushed, Positions};
 use crate::clock::{self, Micros};
 use crate::config::Config;
-use crate::decode::{Decoder, Message};
+use crate::decode::{self, Decoder, Message, read_mappings};
 use crate::detect::{Detection, Engine, read_folder};
+use crate::dimension::Dimensions;
 use crate::error::{At, Error, Fault, Result};
 use crate::metrics::Metrics;
+use crate::network::Networks;
 use crate::secret::Fingerprinter;
 use crate::sink::{Delivery, Ndjson, Parcel, Sink};
 use crate::source::broker::Sender as KafkaSender;
@@ -95,8 +97,14 @@ impl Service {
         let one = |error: Error| vec![error];
         let detections = read_folder(&config.detections)?;
         let fingerprinter = Fingerprinter::from_file(&config.data.join("fingerprint.key")).map_err(one)?;
-        let engine = Engine::new(&detections, &fingerprinter)?.with_residue_budget(config.residue_budget);
-        let allow = config.allow_list.as_deref().map_or(Ok(AllowList::default()), AllowList::read).map_err(one)?;
+        let engine = Engine::new(&detections, &fingerprinter, &Dimensions::read(&config.known)?)?.with_residue_budget(config.residue_budget);
+        let decoding = decode::Settings {
+            fingerprinter: fingerprinter.clone(),
+            networks: Arc::new(Networks::open(&config.networks).map_err(one)?),
+            mappings: read_mappings(&config.mappings).map_err(one)?,
+            keep_raw: config.keep_raw,
+        };
+        let allow = config.known.allow_list.as_deref().map_or(Ok(AllowList::default()), AllowList::read).map_err(one)?;
         allow.fits(&engine)?;
         let (log, recovered) = AlertLog::open(&config.data.join("alerts.log")).map_err(one)?;
         let log = Arc::new(Mutex::new(log));
@@ -145,7 +153,7 @@ impl Service {
         }
         let health = Arc::new(Health::default());
         let worker = Worker {
-            decoders: config.topics.iter().map(|t| (t.name.clone(), Decoder::new(t.format, fingerprinter.clone(), config.keep_raw))).collect(),
+            decoders: config.topics.iter().map(|t| (t.name.clone(), Decoder::new(t.format, decoding.clone()))).collect(),
             past: Past {
                 memory: Memory::default(),
                 flushing: Mutex::default(),
@@ -695,8 +703,9 @@ impl Worker {
 
     fn reload(&mut self) {
         let outcome = read_folder(&self.config.detections).and_then(|detections| {
-            let engine = Engine::new(&detections, &self.fingerprinter)?.with_residue_budget(self.config.residue_budget);
-            let allow = self.config.allow_list.as_deref().map_or(Ok(AllowList::default()), AllowList::read).map_err(|error| vec![error])?;
+            let dimensions = Dimensions::read(&self.config.known)?;
+            let engine = Engine::new(&detections, &self.fingerprinter, &dimensions)?.with_residue_budget(self.config.residue_budget);
+            let allow = self.config.known.allow_list.as_deref().map_or(Ok(AllowList::default()), AllowList::read).map_err(|error| vec![error])?;
             allow.fits(&engine)?;
             Ok((detections, engine, allow))
         });

@@ -10,10 +10,10 @@ use tokio::runtime::Handle;
 
 use crate::alert::{AlertBook, AllowList};
 use crate::clock;
-use crate::decode::{Decoder, Format, Message};
+use crate::decode::{self, Decoder, Format, Message};
 use crate::detect::{Detection, Engine};
+use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
-use crate::secret::Fingerprinter;
 use crate::source::files::Input;
 use crate::table::{Memory, Table, cloudtrail as system, rejects, words};
 
@@ -54,11 +54,11 @@ pub struct Replayed {
 /// Settings of a replay.
 pub struct Settings<'a> {
     pub format: Option<&'static dyn Format>,
-    pub fingerprinter: Fingerprinter,
+    /// Raw text is kept where `decoding` says so, or a detection reads it.
+    pub decoding: decode::Settings,
+    pub dimensions: Dimensions,
     pub allow: AllowList,
     pub detections: &'a [Detection],
-    /// Keep `raw`: needed where a question will be asked of it.
-    pub keep_raw: bool,
 }
 
 /// Replays files, on the calling thread; `io` fetches from object stores. `progress` is told how many bytes of which file were read.
@@ -69,12 +69,12 @@ pub fn replay(inputs: &[Input], settings: Settings<'_>, io: &Handle, mut progres
     let started = std::time::Instant::now();
     let one = |error: Error| vec![error];
     let detections = settings.detections;
-    let engine = Engine::new(detections, &settings.fingerprinter)?;
+    let engine = Engine::new(detections, &settings.decoding.fingerprinter, &settings.dimensions)?;
     settings.allow.fits(&engine)?;
-    let keep_raw = settings.keep_raw || detections.iter().any(|detection| detection.sql.contains("raw"));
+    let keep_raw = settings.decoding.keep_raw || detections.iter().any(|detection| detection.sql.contains("raw"));
     let mut run = Run {
         engine,
-        decoder: Decoder::new(settings.format, settings.fingerprinter, keep_raw),
+        decoder: Decoder::new(settings.format, decode::Settings { keep_raw, ..settings.decoding }),
         rows: Memory::default(),
         book: AlertBook::new(settings.allow),
         summary: Summary::default(),

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::alert::{Alert, AllowList, alerts_of};
 use crate::clock::{Micros, parse_length, parse_time};
 use crate::detect::{Detection, Engine, Finding, Test};
+use crate::dimension::{self, Dimensions};
 use crate::error::{Error, Result};
 use crate::secret::Fingerprinter;
 use crate::table::{Kind, Memory, Place, Rows, Table, by_name};
@@ -40,8 +41,10 @@ pub fn run(detection: &Detection) -> Result<Vec<Outcome>, Vec<Error>> {
     let mut outcomes = Vec::new();
     for test in &detection.tests {
         let started = std::time::Instant::now();
-        let mut engine = Engine::new(std::slice::from_ref(detection), &Fingerprinter::public())?;
-        let failure = check(&mut engine, detection, test).err();
+        let failure = match stated(test) {
+            Ok(dimensions) => check(&mut Engine::new(std::slice::from_ref(detection), &Fingerprinter::public(), &dimensions)?, detection, test).err(),
+            Err(message) => Some(message),
+        };
         outcomes.push(Outcome { detection: detection.name.clone(), title: test.title.clone(), failure, seconds: started.elapsed().as_secs_f64() });
     }
     for (present, what) in [(fires, "at least one test that fires"), (silent, "at least one test that stays silent")] {
@@ -56,7 +59,7 @@ fn check(engine: &mut Engine, detection: &Detection, test: &Test) -> Result<(), 
     let mut findings: Vec<Finding> = Vec::new();
     let past = Memory::default();
     let mut number = 0;
-    for (table, rows) in &test.rows {
+    for (table, rows) in test.rows.iter().filter(|(table, _)| dimension::by_name(table).is_none()) {
         let table = by_name(table).filter(|table| table.is_stream()).ok_or_else(|| format!("line {}: no stream named {table}", test.line))?;
         for (line, row) in rows {
             number += 1;
@@ -87,6 +90,17 @@ fn check(engine: &mut Engine, detection: &Detection, test: &Test) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// The dimensions of a test: blocks named after them, entries as in their files.
+fn stated(test: &Test) -> Result<Dimensions, String> {
+    let mut dimensions = Dimensions::default();
+    for (name, rows) in &test.rows {
+        let Some(table) = dimension::by_name(name) else { continue };
+        let stated = dimensions.state(table, rows.iter().map(|(_, row)| row), |number| format!("line {}", rows[number].0));
+        stated.map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
+    }
+    Ok(dimensions)
 }
 
 /// Alert key, payload and the alert's own fields in one object, as `expect` blocks name them.

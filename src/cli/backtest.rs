@@ -56,7 +56,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let options: HashMap<String, String> = args.storage_options.iter().cloned().collect();
     let archive = Arc::new(runtime.block_on(Archive::open(&args.archive, &options)).map_err(one)?);
     let history = ArchiveHistory { archive, runtime: runtime.handle().clone() };
-    let mut engine = Engine::new(&detections, &args.rules.fingerprinter()?)?;
+    let mut engine = Engine::new(&detections, &args.rules.fingerprinter()?, &args.rules.dimensions()?)?;
     engine.backtest(&history, from).map_err(one)?;
     let mut findings = engine.tick(&history).map_err(one)?;
     if let Some((detection, problem)) = engine.take_problems().into_iter().next() {

@@ -6,6 +6,7 @@ use keyfuse::alert::AllowList;
 use keyfuse::archive::Location;
 use keyfuse::config::Config;
 use keyfuse::detect::{Engine, read_folder};
+use keyfuse::dimension::Dimensions;
 use keyfuse::error::{At, Error};
 use keyfuse::source::kafka::client_config;
 use rdkafka::consumer::BaseConsumer;
@@ -24,7 +25,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
-    let mut allow = args.rules.allow()?;
+    let (mut allow, mut dimensions) = (args.rules.allow()?, args.rules.dimensions()?);
     let detections = match &args.config {
         Some(path) => {
             let config = Config::read(path)?;
@@ -36,15 +37,16 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
             if config.archive.contains("://") {
                 Location::parse(&config.archive, &config.archive_options).map_err(one)?;
             }
-            if let Some(file) = &config.allow_list {
+            if let Some(file) = &config.known.allow_list {
                 allow = AllowList::read(file).map_err(one)?;
             }
+            dimensions = Dimensions::read(&config.known)?;
             println!("{}: good; reads {} topics, archives to {}", path.display(), config.topics.len(), config.archive);
             read_folder(&config.detections)?
         }
         None => args.rules.detections()?,
     };
-    let engine = Engine::new(&detections, &args.rules.fingerprinter()?)?;
+    let engine = Engine::new(&detections, &args.rules.fingerprinter()?, &dimensions)?;
     allow.fits(&engine)?;
     let style = Style { colour: coloured() };
     for (detection, analysis) in engine.detections() {

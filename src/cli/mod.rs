@@ -13,11 +13,15 @@ mod test;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use keyfuse::alert::AllowList;
+use keyfuse::decode;
 use keyfuse::detect::{Detection, read_files, read_folder};
+use keyfuse::dimension::{Dimensions, Files};
 use keyfuse::error::Error;
+use keyfuse::network::Networks;
 use keyfuse::secret::Fingerprinter;
 
 /// Catches the misuse of AI credentials while it happens.
@@ -68,6 +72,18 @@ struct Rules {
     /// Allow-list (TOML).
     #[arg(long, value_name = "FILE")]
     allow_list: Option<PathBuf>,
+    /// Inventory of agents and services: what each may do (TOML or CSV).
+    #[arg(long, value_name = "FILE")]
+    agents: Option<PathBuf>,
+    /// Work approved in advance (TOML or CSV).
+    #[arg(long, value_name = "FILE")]
+    approvals: Option<PathBuf>,
+    /// To whom addresses belong: MaxMind-format files, or CSV with network, asn, country.
+    #[arg(long, value_name = "FILE")]
+    networks: Vec<PathBuf>,
+    /// Mapping file: a log format of your own.
+    #[arg(long = "mapping", value_name = "FILE")]
+    mappings: Vec<PathBuf>,
     /// Key that secrets are fingerprinted with, as written by `keyfuse run`. Without it a public key is used.
     #[arg(long, value_name = "FILE")]
     fingerprint_key: Option<PathBuf>,
@@ -83,6 +99,37 @@ impl Rules {
                     return Err(vec![Error::user(format!("{}: name one folder, or files", folder.display()))]);
                 }
                 read_files(files)
+            }
+        }
+    }
+
+    fn files(&self) -> Files {
+        Files { agents: self.agents.clone(), approvals: self.approvals.clone(), allow_list: self.allow_list.clone() }
+    }
+
+    fn dimensions(&self) -> Result<Dimensions, Vec<Error>> {
+        Dimensions::read(&self.files())
+    }
+
+    fn decoding(&self) -> Result<decode::Settings, Vec<Error>> {
+        let one = |error: Error| vec![error];
+        Ok(decode::Settings {
+            fingerprinter: self.fingerprinter()?,
+            networks: Arc::new(Networks::open(&self.networks).map_err(one)?),
+            mappings: decode::read_mappings(&self.mappings).map_err(one)?,
+            keep_raw: true,
+        })
+    }
+
+    /// The format of that name, a mapping file's among them; `auto` is none.
+    fn format(&self, name: &str, decoding: &decode::Settings) -> Result<Option<&'static dyn decode::Format>, Vec<Error>> {
+        let all = || decoding.mappings.iter().chain(decode::FORMATS).copied();
+        match (name, all().find(|format| format.name() == name)) {
+            ("auto", _) => Ok(None),
+            (_, Some(format)) => Ok(Some(format)),
+            (_, None) => {
+                let known: Vec<&str> = all().map(|format| format.name()).collect();
+                Err(vec![Error::user(format!("--format {name}: no such log format; write auto or one of {}", known.join(", ")))])
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{IsTerminal, Write};
 
-use keyfuse::decode::format_by_name;
+use keyfuse::decode;
 use keyfuse::detect::Level;
 use keyfuse::error::Error;
 use keyfuse::replay::{Replayed, Settings, replay};
@@ -57,26 +57,15 @@ pub fn option(text: &str) -> Result<(String, String), String> {
     text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| "write NAME=VALUE".to_owned())
 }
 
-/// The format of that name; `auto` is none.
-pub fn format_named(name: &str) -> Result<Option<&'static dyn keyfuse::decode::Format>, Vec<Error>> {
-    match (name, format_by_name(name)) {
-        ("auto", _) => Ok(None),
-        (_, Some(format)) => Ok(Some(format)),
-        (_, None) => {
-            let known: Vec<&str> = keyfuse::decode::FORMATS.iter().map(|format| format.name()).collect();
-            Err(vec![Error::user(format!("--format {name}: no such log format; write auto or one of {}", known.join(", ")))])
-        }
-    }
-}
-
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let detections = args.rules.detections()?;
+    let decoding = decode::Settings { keep_raw: false, ..args.rules.decoding()? };
     let settings = Settings {
-        format: format_named(&args.format)?,
-        fingerprinter: args.rules.fingerprinter()?,
+        format: args.rules.format(&args.format, &decoding)?,
+        decoding,
+        dimensions: args.rules.dimensions()?,
         allow: args.rules.allow()?,
         detections: &detections,
-        keep_raw: false,
     };
     let options: HashMap<String, String> = args.storage_options.iter().cloned().collect();
     let runtime = runtime()?;

@@ -16,6 +16,7 @@ use keyfuse::clock::parse_time;
 use keyfuse::clock::{self, Micros, SECOND, rfc3339};
 use keyfuse::config::{Config, Topic};
 use keyfuse::detect::Detection;
+use keyfuse::dimension::Files;
 use keyfuse::error::{At, Error};
 use keyfuse::metrics::Metrics;
 use keyfuse::pipeline::{Health, Service, Show};
@@ -117,7 +118,7 @@ fn signals(runtime: &tokio::runtime::Runtime, stop: &Arc<AtomicBool>, reload: &A
     }
 }
 
-/// Watches the detections folder and the allow-list.
+/// Watches the detections folder and the files of dimensions.
 fn watch(config: &Config, reload: &Arc<AtomicBool>) -> Option<notify::RecommendedWatcher> {
     use notify::Watcher;
     let reload = Arc::clone(reload);
@@ -128,7 +129,7 @@ fn watch(config: &Config, reload: &Arc<AtomicBool>) -> Option<notify::Recommende
     })
     .map_err(|error| tracing::warn!(%error, "files are not watched; send SIGHUP after a change"))
     .ok()?;
-    for path in [Some(&config.detections), config.allow_list.as_ref()].into_iter().flatten() {
+    for path in std::iter::once(&config.detections).chain(config.known.each().map(|(_, path)| path)) {
         if let Err(error) = watcher.watch(path, notify::RecursiveMode::NonRecursive) {
             tracing::warn!(%error, path = %path.display(), "not watched; send SIGHUP after a change");
         }
@@ -267,7 +268,9 @@ impl Demo {
             topics: topics.iter().map(|name| Topic { name: (*name).to_owned(), format: None }).collect(),
             dead_letter: None,
             detections,
-            allow_list: None,
+            known: Files::default(),
+            networks: Vec::new(),
+            mappings: Vec::new(),
             archive: folder.join("archive").to_string_lossy().into_owned(),
             data: folder,
             archive_options: HashMap::new(),

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use keyfuse::archive::Archive;
+use keyfuse::dimension::Dimensions;
 use keyfuse::error::Error;
 use keyfuse::function::FUNCTIONS;
 use keyfuse::query::output::{Format, write};
 use keyfuse::query::{Door, Limits, Rows};
 use keyfuse::replay::{Settings, replay};
 use keyfuse::source::files;
-use keyfuse::table::{Memory, TABLES, VIEWS};
+use keyfuse::table::{DIMENSIONS, Memory, TABLES, VIEWS};
 use rustyline::error::ReadlineError;
 
 use super::{Outcome, Rules, runtime};
@@ -55,26 +56,27 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let memory = keyfuse::config::parse_bytes(&args.memory)
         .ok_or_else(|| one(Error::user(format!("--memory `{}`: write a size in KiB, MiB or GiB, such as 2GiB", args.memory))))?;
     let limits = Limits { memory, time: Duration::from_secs(args.timeout.max(1)) };
-    let fingerprinter = args.rules.fingerprinter()?;
+    let (fingerprinter, dimensions) = (args.rules.fingerprinter()?, args.rules.dimensions()?);
     let options: HashMap<String, String> = args.storage_options.iter().cloned().collect();
     let runtime = runtime()?;
     let door = match args.from.is_empty() {
         false => {
             let inputs = runtime.block_on(files::resolve(&args.from, &options)).map_err(one)?;
+            let decoding = args.rules.decoding()?;
             let settings = Settings {
-                format: super::replay::format_named(&args.log_format)?,
-                fingerprinter: fingerprinter.clone(),
+                format: args.rules.format(&args.log_format, &decoding)?,
+                decoding,
+                dimensions: Dimensions::default(),
                 allow: keyfuse::alert::AllowList::default(),
                 detections: &[],
-                keep_raw: true,
             };
             let rows: Memory = replay(&inputs, settings, runtime.handle(), |_, _| {})?.rows;
-            runtime.block_on(Door::open(Rows::Memory(&rows), &fingerprinter, limits)).map_err(one)?
+            runtime.block_on(Door::open(Rows::Memory(&rows), &dimensions, &fingerprinter, limits)).map_err(one)?
         }
         true => {
             super::must_be_archive(&args.archive)?;
             let archive = runtime.block_on(Archive::open(&args.archive, &options)).map_err(one)?;
-            runtime.block_on(Door::open(Rows::Archive(&archive), &fingerprinter, limits)).map_err(one)?
+            runtime.block_on(Door::open(Rows::Archive(&archive), &dimensions, &fingerprinter, limits)).map_err(one)?
         }
     };
     let query = match args.query {
@@ -98,7 +100,7 @@ const HELP: &str = "\\dt tables   \\d TABLE columns   \\df functions   \\q quit 
 fn prompt(runtime: &tokio::runtime::Runtime, door: &Door, format: Format) -> Result<Outcome, Vec<Error>> {
     let one = |error: Error| vec![error];
     let mut words: Vec<String> = door.tables();
-    words.extend(TABLES.iter().flat_map(|table| table.columns.iter().map(|column| column.name.to_owned())));
+    words.extend(TABLES.iter().chain(DIMENSIONS).flat_map(|table| table.columns.iter().map(|column| column.name.to_owned())));
     words.extend(FUNCTIONS.iter().map(|(name, ..)| (*name).to_owned()));
     words.extend(["SELECT", "FROM", "WHERE", "GROUP BY", "ORDER BY", "LIMIT", "JOIN", "INTERVAL", "count(*)"].map(str::to_owned));
     words.sort();
@@ -159,7 +161,7 @@ fn prompt(runtime: &tokio::runtime::Runtime, door: &Door, format: Format) -> Res
 fn help(line: &str, door: &Door) -> String {
     let mut words = line.split_whitespace();
     match (words.next(), words.next()) {
-        (Some("\\d"), Some(name)) => match (TABLES.iter().find(|table| table.name == name), VIEWS.iter().find(|(view, ..)| *view == name)) {
+        (Some("\\d"), Some(name)) => match (TABLES.iter().chain(DIMENSIONS).find(|table| table.name == name), VIEWS.iter().find(|(view, ..)| *view == name)) {
             (Some(table), _) => {
                 let columns = table.columns.iter().map(|column| format!("  {:<24} {:<5} {}", column.name, format!("{:?}", column.kind), column.doc));
                 format!("{}\n{}", table.doc, columns.collect::<Vec<_>>().join("\n"))
@@ -169,7 +171,12 @@ fn help(line: &str, door: &Door) -> String {
         },
         (Some("\\d" | "\\dt"), None) => {
             let doc = |name: &str| {
-                TABLES.iter().find(|t| t.name == name).map(|t| t.doc).or_else(|| VIEWS.iter().find(|(view, ..)| *view == name).map(|(.., doc)| *doc))
+                TABLES
+                    .iter()
+                    .chain(DIMENSIONS)
+                    .find(|t| t.name == name)
+                    .map(|t| t.doc)
+                    .or_else(|| VIEWS.iter().find(|(view, ..)| *view == name).map(|(.., doc)| *doc))
             };
             let mut tables = door.tables();
             tables.sort();

@@ -7,8 +7,10 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::clock::parse_length;
-use crate::decode::{FORMATS, Format, format_by_name};
+use crate::decode::{FORMATS, Format, format_by_name, read_mappings};
+use crate::dimension::{Dimensions, Files};
 use crate::error::{At, Error, Result};
+use crate::network::Networks;
 
 /// Everything `keyfuse run` needs to know.
 #[derive(Clone)]
@@ -19,7 +21,12 @@ pub struct Config {
     /// Topic that refused records are also sent to.
     pub dead_letter: Option<String>,
     pub detections: PathBuf,
-    pub allow_list: Option<PathBuf>,
+    /// Files that say what is known of one's own world: agents, approvals, allow-list.
+    pub known: Files,
+    /// MaxMind-format or CSV files that say to whom an address belongs.
+    pub networks: Vec<PathBuf>,
+    /// Mapping files: log formats of one's own.
+    pub mappings: Vec<PathBuf>,
     /// Folder of the alert log and the fingerprint key.
     pub data: PathBuf,
     pub archive: String,
@@ -49,6 +56,10 @@ struct File {
     dead_letter: Option<String>,
     detections: Option<PathBuf>,
     allow_list: Option<PathBuf>,
+    agents: Option<PathBuf>,
+    approvals: Option<PathBuf>,
+    networks: Vec<PathBuf>,
+    mappings: Vec<PathBuf>,
     data: Option<PathBuf>,
     archive: ArchiveSection,
     http: HttpSection,
@@ -129,11 +140,20 @@ impl Config {
         if file.topics.is_empty() {
             problem("[[topics]]", "name at least one topic, as in [[topics]] name = \"cloudtrail\"".into());
         }
+        let mappings: Vec<PathBuf> = file.mappings.into_iter().map(near).collect();
+        let own = read_mappings(&mappings).unwrap_or_else(|error| {
+            problem("mappings", error.to_string());
+            Vec::new()
+        });
+        let networks: Vec<PathBuf> = file.networks.into_iter().map(near).collect();
+        if let Err(error) = Networks::open(&networks) {
+            problem("networks", error.to_string());
+        }
         let mut topics: Vec<Topic> = Vec::new();
         for section in file.topics {
-            let format = format_by_name(&section.format);
+            let format = format_by_name(&section.format).or_else(|| own.iter().copied().find(|own| own.name() == section.format));
             if format.is_none() && section.format != "auto" {
-                let known: Vec<&str> = FORMATS.iter().map(|format| format.name()).collect();
+                let known: Vec<&str> = FORMATS.iter().chain(&own).map(|format| format.name()).collect();
                 problem("[[topics]] format", format!("`{}` is no log format; write auto or one of {}", section.format, known.join(", ")));
             }
             if topics.iter().any(|topic| topic.name == section.name) {
@@ -148,9 +168,12 @@ impl Config {
         if !detections.is_dir() {
             problem("detections", format!("{} is no folder", detections.display()));
         }
-        let allow_list = file.allow_list.map(near);
-        if let Some(Err(error)) = allow_list.as_deref().map(crate::alert::AllowList::read) {
+        let known = Files { agents: file.agents.map(near), approvals: file.approvals.map(near), allow_list: file.allow_list.map(near) };
+        if let Some(Err(error)) = known.allow_list.as_deref().map(crate::alert::AllowList::read) {
             problem("allow_list", error.to_string());
+        }
+        for error in Dimensions::read(&Files { allow_list: None, ..known.clone() }).err().into_iter().flatten() {
+            problem("agents, approvals", error.to_string());
         }
         let commit_every = file.archive.commit_every.as_deref().map_or(Some(5_000_000), parse_length).filter(|length| *length > 0);
         if commit_every.is_none() {
@@ -177,7 +200,9 @@ impl Config {
                 topics,
                 dead_letter: file.dead_letter,
                 detections,
-                allow_list,
+                known,
+                networks,
+                mappings,
                 data,
                 archive,
                 archive_options: file.archive.options,

@@ -3,12 +3,16 @@
 //! Recognition is one aho-corasick pass over a handful of marks, then an anchored check at each mark: the mark alone
 //! proves nothing, and a check without a mark is never run. The boundaries fit prose and compact JSON alike.
 
+mod kinds;
+
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use crate::secret::Fingerprinter;
+
+use kinds::KINDS;
 
 /// What kind of credential a text is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,12 +22,11 @@ pub struct CredentialKind {
     /// `long_lived`, `session`, `bearer` or `provider`.
     pub class: &'static str,
     mark: &'static str,
-    /// Characters after the mark that belong to the secret.
+    /// Characters that belong to the secret.
     alphabet: Alphabet,
-    /// How many of them there are, at least and at most.
+    /// How many of them there are after the mark (for values: in all), at least and at most.
     length: (usize, usize),
-    /// The mark itself is part of the secret (a prefix), or a JSON key whose value is the secret.
-    place: MarkPlace,
+    place: Place,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,58 +34,42 @@ enum Alphabet {
     /// A–Z and 2–7, with 0, 1, 8 and 9 let through: anonymised ids carry them.
     KeyId,
     Alphanumeric,
+    Hex,
     /// Letters, digits, `-` and `_`.
     Token,
+    /// The same with `.` and `~`.
+    TokenDot,
     /// Letters, digits, `+`, `/`, `=`.
     Base64,
+    /// The user and password part of a URL.
+    UrlUser,
     /// A JSON string: everything up to the closing quote.
     JsonString,
 }
 
+/// How the mark lies to the secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum MarkPlace {
+enum Place {
+    /// The mark is the beginning of the secret.
     Prefix,
+    /// The mark is a JSON key, the secret its value.
     JsonKey,
+    /// The mark is the name of a setting: `NAME=value`, `"NAME": "value"`, `NAME value`. Its value must look random.
+    Setting,
+    /// The mark stands inside, with so many characters in front of it.
+    Inner(usize, usize),
+    /// `-----BEGIN … PRIVATE KEY-----` up to its end.
+    Pem,
+    /// Three base64url parts.
+    Jwt,
+    /// `://user:password@`.
+    UrlPassword,
 }
-
-const fn prefix(name: &'static str, class: &'static str, mark: &'static str, alphabet: Alphabet, length: (usize, usize)) -> CredentialKind {
-    CredentialKind { name, class, mark, alphabet, length, place: MarkPlace::Prefix }
-}
-
-const fn value_of(name: &'static str, class: &'static str, mark: &'static str, length: (usize, usize)) -> CredentialKind {
-    CredentialKind { name, class, mark, alphabet: Alphabet::JsonString, length, place: MarkPlace::JsonKey }
-}
-
-/// The kinds that are recognised, most specific mark first where one contains another. Marks and lengths are the
-/// providers' published formats.
-static KINDS: &[CredentialKind] = &[
-    prefix("bedrock_api_key_long", "bearer", "ABSK", Alphabet::Base64, (100, 300)),
-    prefix("bedrock_api_key_short", "bearer", "bedrock-api-key-", Alphabet::Base64, (40, 2000)),
-    prefix("anthropic_api_key", "provider", "sk-ant-", Alphabet::Token, (80, 120)),
-    prefix("openrouter_api_key", "provider", "sk-or-v1-", Alphabet::Alphanumeric, (64, 64)),
-    prefix("openai_api_key", "provider", "sk-proj-", Alphabet::Token, (40, 200)),
-    prefix("openai_api_key", "provider", "sk-svcacct-", Alphabet::Token, (40, 200)),
-    prefix("openai_api_key", "provider", "sk-admin-", Alphabet::Token, (40, 200)),
-    prefix("huggingface_token", "provider", "hf_", Alphabet::Alphanumeric, (34, 40)),
-    prefix("google_api_key", "provider", "AIza", Alphabet::Token, (35, 35)),
-    prefix("groq_api_key", "provider", "gsk_", Alphabet::Alphanumeric, (52, 52)),
-    prefix("xai_api_key", "provider", "xai-", Alphabet::Alphanumeric, (80, 80)),
-    prefix("nvidia_api_key", "provider", "nvapi-", Alphabet::Token, (64, 64)),
-    prefix("pinecone_api_key", "provider", "pcsk_", Alphabet::Token, (50, 90)),
-    prefix("github_token", "provider", "ghp_", Alphabet::Alphanumeric, (36, 36)),
-    prefix("github_token", "provider", "gho_", Alphabet::Alphanumeric, (36, 36)),
-    prefix("github_token", "provider", "ghs_", Alphabet::Alphanumeric, (36, 36)),
-    prefix("github_token", "provider", "github_pat_", Alphabet::Token, (82, 82)),
-    prefix("gitlab_token", "provider", "glpat-", Alphabet::Token, (20, 60)),
-    value_of("aws_session_token", "session", "sessionToken", (16, 4000)),
-    value_of("aws_secret_access_key", "long_lived", "secretAccessKey", (16, 200)),
-    value_of("aws_secret_access_key", "long_lived", "SecretAccessKey", (16, 200)),
-    value_of("service_password", "bearer", "servicePassword", (8, 400)),
-    value_of("service_password", "bearer", "serviceCredentialSecret", (8, 400)),
-];
 
 static MARKS: LazyLock<AhoCorasick> = LazyLock::new(|| {
-    AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(KINDS.iter().map(|kind| kind.mark)).expect("a fixed list of short marks")
+    let mut builder = AhoCorasick::builder();
+    builder.match_kind(MatchKind::LeftmostFirst).kind(Some(AhoCorasickKind::DFA));
+    builder.build(KINDS.iter().map(|kind| kind.mark)).expect("a fixed list of short marks")
 });
 
 /// A secret found in a text: its kind and its byte range.
@@ -96,34 +83,94 @@ pub struct Hit {
 pub fn find(text: &str) -> impl Iterator<Item = Hit> + '_ {
     MARKS.find_iter(text).filter_map(move |mark| {
         let kind = &KINDS[mark.pattern().as_usize()];
-        check(text, kind, mark.start(), mark.end()).map(|range| Hit { kind, range })
+        kind.check(text.as_bytes(), mark.start(), mark.end()).map(|range| Hit { kind, range })
     })
 }
 
-fn check(text: &str, kind: &CredentialKind, start: usize, end: usize) -> Option<std::ops::Range<usize>> {
-    let bytes = text.as_bytes();
-    let (from, first) = match kind.place {
-        MarkPlace::Prefix => {
-            let glued = start > 0 && (bytes[start - 1].is_ascii_alphanumeric() || bytes[start - 1] == b'_');
-            if glued {
-                return None;
+impl CredentialKind {
+    /// The range of the secret, if the mark at these bytes is one's.
+    fn check(&self, bytes: &[u8], start: usize, end: usize) -> Option<std::ops::Range<usize>> {
+        // One byte past the maximum decides; without a bound a text of marks alone would cost its square.
+        let fits = |from: usize, first: usize| {
+            let length = self.alphabet.run(&bytes[first..], self.length.1 + 1);
+            (self.length.0..=self.length.1).contains(&length).then_some(from..first + length)
+        };
+        match self.place {
+            Place::Prefix => starts_apart(bytes, start).then(|| fits(start, end)).flatten(),
+            Place::JsonKey => {
+                // `"key": "value"`, or the same once more inside a JSON string: `\"key\":\"value\"`.
+                let glue = bytes[end..].iter().take_while(|b| b.is_ascii_whitespace() || matches!(b, b'"' | b':' | b'\\')).count();
+                let between = &bytes[end..end + glue];
+                if !between.contains(&b':') || between.last() != Some(&b'"') {
+                    return None;
+                }
+                let length = self.alphabet.run(&bytes[end + glue..], usize::MAX);
+                (length >= self.length.0).then_some(end + glue..end + glue + length)
             }
-            (start, end)
-        }
-        MarkPlace::JsonKey => {
-            // `"key": "value"`, or the same once more inside a JSON string: `\"key\":\"value\"`.
-            let glue = bytes[end..].iter().take_while(|b| b.is_ascii_whitespace() || matches!(b, b'"' | b':' | b'\\')).count();
-            let between = &bytes[end..end + glue];
-            if !between.contains(&b':') || between.last() != Some(&b'"') {
-                return None;
+            Place::Setting => {
+                let glue = bytes[end..].iter().take(8).take_while(|b| b" \t=:\"'\\".contains(b)).count();
+                let first = end + glue;
+                // A mark that ends in white space brings its own separation.
+                let separated = glue > 0 || self.mark.ends_with(' ');
+                let range = separated.then(|| fits(first, first)).flatten()?;
+                looks_random(&bytes[range.clone()]).then_some(range)
             }
-            (end + glue, end + glue)
+            Place::Inner(least, most) => {
+                let before = bytes[..start].iter().rev().take(most + 1).take_while(|b| self.alphabet.holds(**b) || **b == b'~' || **b == b'.').count();
+                let exact = least == most;
+                if before < least || (!exact && before > most) {
+                    return None;
+                }
+                fits(start - before.min(most), end)
+            }
+            Place::Pem => {
+                let header = &bytes[end..bytes.len().min(end + 40)];
+                memchr::memmem::find(header, b"PRIVATE KEY")?;
+                let body = &bytes[end..bytes.len().min(end + self.length.1)];
+                // A key that is cut short is a key all the same: everything that could be its body goes.
+                let length = memchr::memmem::find(body, b"-----END").unwrap_or_else(|| body.iter().take_while(|b| **b != b'"').count());
+                (length >= self.length.0).then_some(start..end + length)
+            }
+            Place::Jwt => {
+                let range = starts_apart(bytes, start).then(|| fits(start, end)).flatten()?;
+                let mut parts = bytes[range.clone()].split(|b| *b == b'.');
+                let claims = parts.nth(1).is_some_and(|claims| claims.starts_with(b"eyJ"));
+                (claims && parts.next().is_some_and(|signature| signature.len() >= 16)).then_some(range)
+            }
+            Place::UrlPassword => {
+                let user = self.alphabet.run(&bytes[end..], 100);
+                let first = end + user + 1;
+                if user == 0 || bytes.get(first - 1) != Some(&b':') {
+                    return None;
+                }
+                let range = fits(first, first)?;
+                (bytes.get(range.end) == Some(&b'@')).then_some(range)
+            }
         }
-    };
-    // One byte past the maximum decides; without a bound a text of marks alone would cost its square.
-    let bound = if kind.place == MarkPlace::JsonKey { usize::MAX } else { kind.length.1 + 1 };
-    let length = kind.alphabet.run(&bytes[first..], bound);
-    (length >= kind.length.0 && length < bound).then_some(from..first + length)
+    }
+}
+
+/// Whether what begins here is no continuation of a word. The `n` of an escaped line break in JSON text is none.
+fn starts_apart(bytes: &[u8], start: usize) -> bool {
+    let Some(before) = start.checked_sub(1).map(|at| bytes[at]) else { return true };
+    let word = before.is_ascii_alphanumeric() || before == b'_';
+    let escape = matches!(before, b'n' | b'r' | b't') && start >= 2 && bytes[start - 2] == b'\\';
+    !word || escape
+}
+
+/// Whether a value is chance rather than a word: no placeholder, no sentence, at least three bits per character.
+fn looks_random(value: &[u8]) -> bool {
+    let mut counts = [0u32; 256];
+    value.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
+    let length = value.len() as f64;
+    let entropy: f64 = counts.iter().filter(|count| **count > 0).map(|count| f64::from(*count) / length).map(|share| -share * share.log2()).sum();
+    entropy >= 3.0 && value.iter().any(u8::is_ascii_digit)
+}
+
+/// Whether a credential is one that documentation prints: it opens nothing, and nobody needs to be told.
+pub fn is_example(credential: &str) -> bool {
+    let upper = credential.to_ascii_uppercase();
+    upper.contains("EXAMPLE") || upper.contains("XXXXXX") || upper.contains("000000000000") || upper.contains("CHANGEME")
 }
 
 impl Alphabet {
@@ -131,8 +178,11 @@ impl Alphabet {
         match self {
             Alphabet::KeyId => byte.is_ascii_uppercase() || byte.is_ascii_digit(),
             Alphabet::Alphanumeric => byte.is_ascii_alphanumeric(),
+            Alphabet::Hex => byte.is_ascii_hexdigit(),
             Alphabet::Token => byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_',
+            Alphabet::TokenDot => byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~'),
             Alphabet::Base64 => byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'='),
+            Alphabet::UrlUser => byte.is_ascii_graphic() && !matches!(byte, b':' | b'/' | b'@' | b'"' | b'\\' | b'<' | b'>'),
             Alphabet::JsonString => byte != b'"',
         }
     }
@@ -140,9 +190,14 @@ impl Alphabet {
     /// How many bytes from the start belong to the secret.
     fn run(self, bytes: &[u8], bound: usize) -> usize {
         let length = bytes.iter().take(bound).take_while(|b| self.holds(**b)).count();
-        // The backslash of a closing `\"` is not part of the value.
-        let escape = self == Alphabet::JsonString && length > 0 && bytes[length - 1] == b'\\';
-        length - usize::from(escape)
+        let last = length.checked_sub(1).map(|at| bytes[at]);
+        match (self, last) {
+            // The backslash of a closing `\"` is not part of the value.
+            (Alphabet::JsonString, Some(b'\\')) => length - 1,
+            // A full stop behind a token ends the sentence.
+            (Alphabet::TokenDot, Some(b'.')) => length - 1,
+            _ => length,
+        }
     }
 }
 
@@ -169,6 +224,35 @@ pub fn replace_secrets<'a>(text: &'a str, fingerprinter: &Fingerprinter) -> Cow<
 
 fn masked(kind: &CredentialKind, secret: &str, fingerprinter: &Fingerprinter) -> String {
     format!("[{} {}]", kind.name, fingerprinter.fingerprint(secret))
+}
+
+/// A credential that a text names: an access key id in clear, or what [`replace_secrets`] left of a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named<'a> {
+    pub kind: &'a str,
+    pub class: &'static str,
+    /// Access key id, or `fp:…`.
+    pub name: &'a str,
+}
+
+static NAMES: LazyLock<AhoCorasick> = LazyLock::new(|| AhoCorasick::new([" fp:", "AKIA", "ASIA", "ABIA", "ACCA"]).expect("a fixed list of short marks"));
+
+/// The credentials in a text whose secrets have been replaced. Keys that documentation prints are left out.
+pub fn named_in(text: &str) -> Vec<Named<'_>> {
+    let bytes = text.as_bytes();
+    let named = NAMES.find_iter(text).filter_map(|mark| {
+        if mark.pattern().as_usize() == 0 {
+            let name = text.get(mark.start() + 1..mark.start() + 36).filter(|_| bytes.get(mark.start() + 36) == Some(&b']'))?;
+            let open = text[..mark.start()].rfind('[')?;
+            let kind = &text[open + 1..mark.start()];
+            let known = KINDS.iter().find(|known| known.name == kind)?;
+            return Some(Named { kind, class: known.class, name });
+        }
+        let name = text.get(mark.start()..mark.start() + 20)?;
+        let apart = starts_apart(bytes, mark.start()) && bytes.get(mark.start() + 20).is_none_or(|b| !b.is_ascii_alphanumeric());
+        (apart && is_access_key_id(name)).then(|| Named { kind: "aws_access_key_id", class: class(name), name })
+    });
+    named.filter(|named| !is_example(named.name)).collect()
 }
 
 /// Whether this is the shape of an AWS access key id: `AKIA`/`ASIA`/`ABIA`/`ACCA` and 16 capitals or digits.
@@ -272,6 +356,54 @@ mod tests {
         let hostile = "ABSK/".repeat(200_000);
         // Only its last few hundred bytes are short enough to be a key.
         assert!(replace_secrets(&hostile, &Fingerprinter::public()).len() > hostile.len() - 400);
+    }
+
+    #[test]
+    fn every_kind_is_found_in_prose_json_and_settings_and_nothing_of_it_stays() {
+        for kind in KINDS {
+            // The shape that the table itself describes, from letters that look random.
+            let pool: &[u8] = match kind.alphabet {
+                Alphabet::Hex => b"3f9c1e7a5d2b8046",
+                _ => b"q3Zr8Kd1Lw7Xe5Tn9Vb2",
+            };
+            let run = |length: usize| (0..length).map(|at| pool[(at * 7 + at / 11) % pool.len()] as char).collect::<String>();
+            let body = run(kind.length.0.max(20).min(kind.length.1));
+            let (secret, texts) = match kind.place {
+                Place::Prefix => (body.clone(), vec![format!("{}{body}", kind.mark)]),
+                Place::JsonKey => (body.clone(), vec![format!("\"{}\": \"{body}\"", kind.mark), format!("\\\"{}\\\":\\\"{body}\\\"", kind.mark)]),
+                Place::Setting => (body.clone(), vec![format!("{}={body}", kind.mark), format!("\"{}\": \"{body}\"", kind.mark)]),
+                Place::Inner(least, _) => (body.clone(), vec![format!("{}{}{body}", run(least), kind.mark)]),
+                Place::Pem => (body.clone(), vec![format!("{}RSA PRIVATE KEY-----\\n{body}{body}{body}\\n-----END RSA PRIVATE KEY-----", kind.mark)]),
+                Place::Jwt => (body.clone(), vec![format!("eyJ{body}.eyJ{body}.{body}")]),
+                Place::UrlPassword => (body.clone(), vec![format!("postgres://app:{body}@db.internal/x")]),
+            };
+            for text in texts.iter().flat_map(|t| [t.clone(), format!("use {t}, please."), format!("({t})"), format!("line\\n{t}\\nline"), format!("[{t}]")]) {
+                let masked = replace_secrets(&text, &Fingerprinter::public());
+                assert!(!masked.contains(&secret), "{}: {text} → {masked}", kind.name);
+                assert!(named_in(&masked).iter().any(|named| named.name.starts_with("fp:")), "{}: {masked}", kind.name);
+            }
+        }
+        let names: std::collections::BTreeSet<_> = KINDS.iter().map(|kind| kind.name).collect();
+        assert!(names.len() >= 60, "{}", names.len());
+    }
+
+    #[test]
+    fn what_documentation_prints_and_ordinary_text_is_left_alone() {
+        for text in [
+            "https://example.com:8443/path@2",
+            "Bearer of good news, everyone",
+            "the -----BEGIN CERTIFICATE----- of it",
+            "task-proj-alpha",
+            "MISTRAL_API_KEY=your-key-here",
+            "postgres://db.internal/x",
+            "eyJhbGciOiJIUzI1NiJ9",
+            "faq~question",
+            "COHERE_API_KEY is not set",
+        ] {
+            assert_eq!(replace_secrets(text, &Fingerprinter::public()), text);
+        }
+        assert!(named_in("key AKIAIOSFODNN7EXAMPLE in a manual").is_empty());
+        assert_eq!(named_in("see \"AKIAQNZGKIQY56JQ7WML\".")[0].name, "AKIAQNZGKIQY56JQ7WML");
     }
 
     #[test]

@@ -7,14 +7,15 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::draft::{Draft, first, scalar};
 use super::field::{Field, Object};
 use super::{Format, Out, Reason, Record, Refusal, hashed_id};
 use crate::table::cloudtrail as c;
-use crate::table::{Table, flag};
+use crate::table::{Table, exposure_reports, flag, retrievals, tool_calls};
 
 pub struct CloudTrail;
 
-const TABLES: &[&Table] = &[&c::TABLE];
+const TABLES: &[&Table] = &[&c::TABLE, &retrievals::TABLE, &tool_calls::TABLE, &exposure_reports::TABLE];
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -175,6 +176,14 @@ struct RequestParameters<'a> {
     #[serde(borrow, default)]
     bucket_name: Field<'a>,
     #[serde(borrow, default)]
+    key: Field<'a>,
+    #[serde(borrow, default)]
+    secret_id: Field<'a>,
+    #[serde(borrow, default)]
+    service_name: Field<'a>,
+    #[serde(borrow, default)]
+    credential_age_days: Field<'a>,
+    #[serde(borrow, default)]
     call_with_bearer_token: Field<'a>,
 }
 
@@ -224,15 +233,15 @@ struct Resource<'a> {
 }
 
 impl Format for CloudTrail {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "cloudtrail"
     }
 
-    fn doc(&self) -> &'static str {
+    fn doc(&self) -> &str {
         "AWS CloudTrail: S3 delivery files, EventBridge, CloudWatch Logs subscriptions, LookupEvents, bare records"
     }
 
-    fn tables(&self) -> &'static [&'static Table] {
+    fn tables(&self) -> &[&'static Table] {
         TABLES
     }
 
@@ -302,6 +311,34 @@ impl Format for CloudTrail {
             store: identity.on_behalf_of.0.as_ref().and_then(|o| o.identity_store_arn.text()),
         };
 
+        // AgentCore's gateway hides the caller in token claims and the error in the response.
+        let gateway = Gateway::of(source, event_name, record.text);
+        let identity_key = gateway.as_ref().and_then(|gateway| gateway.caller.clone().map(Cow::Owned)).or_else(|| who.identity());
+        let outcome = match gateway.as_ref().and_then(|gateway| gateway.failure) {
+            Some(failure) => failure,
+            None => outcome(error_code.as_deref()),
+        };
+        let network = ip.map(|ip| out.networks.of(ip)).unwrap_or_default();
+        if let Some(gateway) = gateway {
+            let mut d = gateway.tool_call();
+            d.event_time = event_time;
+            d.event_id = Some(event_id.clone().into_owned());
+            d.set("source_ip", ip.map(str::to_owned)).set("request_id", request_id.as_deref().map(str::to_owned)).set("outcome", Some(outcome));
+            d.finish(record, out)?;
+        }
+        if matches!(event_name, Some("Retrieve" | "RetrieveAndGenerate" | "RetrieveAndGenerateStream" | "AgenticRetrieveStream" | "GetDocumentContent")) {
+            // A knowledge base's data event is a retrieval too: what was asked and found is not in it.
+            let mut d = Draft::new(&retrievals::TABLE);
+            d.event_time = event_time;
+            d.event_id = Some(event_id.clone().into_owned());
+            d.set("store", Some("bedrock_kb")).set("operation", event_name.map(str::to_owned)).set("outcome", Some(outcome));
+            d.set("data_source", resource.as_deref().map(|arn| arn.rsplit('/').next().unwrap_or(arn).to_owned()));
+            d.set("identity", identity_key.as_deref().map(str::to_owned)).set("credential", access_key_id.as_deref().map(str::to_owned));
+            d.set("account_id", identity.account_id.text().map(str::to_owned)).set("source_ip", ip.map(str::to_owned));
+            d.set("request_id", request_id.as_deref().map(str::to_owned)).set("error_code", error_code.as_deref().map(str::to_owned));
+            d.finish(record, out)?;
+        }
+
         let raw = out.raw(record.text);
         let rows = out.rows(&c::TABLE);
         rows.stamp(&record.place, event_time, record.append_time, &event_id, &mut flags);
@@ -314,7 +351,7 @@ impl Format for CloudTrail {
         rows.text(c::ACCESS_KEY_ID, access_key_id.as_deref());
         rows.text(c::PRINCIPAL_ID, identity.principal_id.text());
         rows.text(c::PRINCIPAL_ARN, identity.arn.text());
-        rows.text(c::IDENTITY, who.identity().as_deref());
+        rows.text(c::IDENTITY, identity_key.as_deref());
         rows.text(c::USER_NAME, identity.user_name.text().or(issuer.user_name.text()));
         rows.text(c::SESSION_ISSUER_ARN, issuer.arn.text());
         rows.text(c::SESSION_NAME, session_name(identity.kind.text(), identity.arn.text()));
@@ -327,11 +364,13 @@ impl Format for CloudTrail {
         rows.bool(c::CONSOLE, event.session_credential_from_console.bool());
         rows.bool(c::BEARER_TOKEN, extra.call_with_bearer_token.bool().or(request.call_with_bearer_token.bool()));
         rows.text(c::SOURCE_IP, ip);
+        rows.text(c::SOURCE_NETWORK, network.name.as_deref());
+        rows.text(c::SOURCE_COUNTRY, network.country.as_deref());
         rows.text(c::SOURCE_SERVICE, service);
         rows.text(c::USER_AGENT, user_agent.as_deref());
         rows.text(c::ERROR_CODE, error_code.as_deref());
         rows.text(c::ERROR_MESSAGE, error_message.as_deref());
-        rows.text(c::OUTCOME, Some(outcome(error_code.as_deref())));
+        rows.text(c::OUTCOME, Some(outcome));
         rows.text(c::REQUEST_ID, request_id.as_deref());
         rows.text(c::SHARED_EVENT_ID, event.shared_event_id.text());
         rows.bool(c::READ_ONLY, event.read_only.bool());
@@ -346,6 +385,10 @@ impl Format for CloudTrail {
         rows.int(c::BYTES_IN, extra.bytes_transferred_in.int());
         rows.int(c::BYTES_OUT, extra.bytes_transferred_out.int());
         rows.text(c::RESOURCE_ARN, resource.as_deref());
+        rows.text(c::OBJECT_KEY, request.key.text());
+        rows.text(c::SECRET_NAME, request.secret_id.text());
+        rows.text(c::TARGET_SERVICE, request.service_name.text());
+        rows.int(c::CREDENTIAL_AGE_DAYS, request.credential_age_days.int());
         rows.text(c::POLICY_ARN, request.policy_arn.text());
         rows.text(c::POLICY_NAME, request.policy_name.text());
         rows.text(c::TARGET_USER_NAME, request.user_name.text().or(long_key.user_name.text()));
@@ -359,6 +402,42 @@ impl Format for CloudTrail {
         rows.text(c::RAW, raw);
         rows.end_row();
         Ok(())
+    }
+}
+
+/// What an AgentCore gateway record says beside its envelope.
+struct Gateway {
+    record: serde_json::Value,
+    caller: Option<String>,
+    failure: Option<&'static str>,
+}
+
+impl Gateway {
+    fn of(source: Option<&str>, name: Option<&str>, text: &str) -> Option<Self> {
+        if source != Some("bedrock-agentcore.amazonaws.com") || !matches!(name, Some("InvokeGateway" | "InvokeMcp")) {
+            return None;
+        }
+        let record: serde_json::Value = serde_json::from_str(text).ok()?;
+        let caller = record.pointer("/additionalEventData/jwt/claims/sub").and_then(scalar).map(Cow::into_owned);
+        let status = record.pointer("/responseElements/statusCode").and_then(super::draft::int);
+        let error = first(&record, &["/responseElements/body/error/message", "/responseElements/body/error"]).and_then(scalar);
+        let failure = Some(super::otlp::outcome(error.as_deref(), status, false)).filter(|outcome| *outcome != "success");
+        Some(Self { record, caller, failure })
+    }
+
+    /// The same call as a row of `tool_calls`; contents are redacted in the log.
+    fn tool_call(&self) -> Draft<'_> {
+        let v = &self.record;
+        let mut d = Draft::new(&tool_calls::TABLE);
+        let server =
+            first(v, &["/requestParameters/gatewayIdentifier", "/requestParameters/gatewayId", "/resources/0/ARN", "/resources/0/arn"]).and_then(scalar);
+        d.set("server", server.map(|server| server.rsplit('/').next().unwrap_or(&server).to_owned()));
+        d.set_json("method", v.pointer("/requestParameters/body/method")).set_json("call_id", v.pointer("/requestParameters/body/id"));
+        d.set_json("tool", v.pointer("/requestParameters/body/params/name"))
+            .set_json("error_code", first(v, &["/responseElements/body/error/code", "/responseElements/statusCode"]));
+        d.set_json("error_message", v.pointer("/responseElements/body/error/message")).set_json("account_id", v.get("recipientAccountId"));
+        d.set_json("identity", v.pointer("/additionalEventData/jwt/claims/sub")).set_json("user_id", v.pointer("/additionalEventData/jwt/claims/act/sub"));
+        d
     }
 }
 

@@ -241,6 +241,27 @@ struct Wrapper<'a> {
     events: Option<&'a RawValue>,
     #[serde(borrow, default, rename = "CloudTrailEvent")]
     cloudtrail_event: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "resourceSpans")]
+    resource_spans: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "resourceLogs")]
+    resource_logs: Option<&'a RawValue>,
+}
+
+/// One resource of an OTLP request, then one scope of it.
+#[derive(Deserialize)]
+struct OtlpGroup<'a> {
+    #[serde(borrow, default)]
+    resource: Option<&'a RawValue>,
+    #[serde(borrow, default, rename = "scopeSpans", alias = "instrumentationLibrarySpans", alias = "scopeLogs")]
+    scopes: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct OtlpScope<'a> {
+    #[serde(borrow, default, alias = "instrumentationLibrary")]
+    scope: Option<&'a RawValue>,
+    #[serde(borrow, default, alias = "logRecords")]
+    spans: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -250,8 +271,9 @@ struct LogEvent<'a> {
 }
 
 /// One search each: all of them hold a quote, and an automaton over them would stop at every quote of the record.
-static WRAPPER_MARKS: LazyLock<[Finder<'static>; 5]> =
-    LazyLock::new(|| ["\"detail\"", "\"logEvents\"", "\"CloudTrailEvent\"", "\"Records\"", "\"Events\""].map(Finder::new));
+static WRAPPER_MARKS: LazyLock<[Finder<'static>; 7]> = LazyLock::new(|| {
+    ["\"detail\"", "\"logEvents\"", "\"CloudTrailEvent\"", "\"Records\"", "\"Events\"", "\"resourceSpans\"", "\"resourceLogs\""].map(Finder::new)
+});
 
 /// What a wrapper held.
 pub enum Peeled<'a> {
@@ -279,6 +301,12 @@ pub fn peel<'a>(text: &'a str) -> Peeled<'a> {
         let message = |event: &'a RawValue| serde_json::from_str::<LogEvent>(event.get()).map_or(Cow::Borrowed(event.get()), |event| event.message);
         return if events.is_empty() { Peeled::Nothing } else { Peeled::Inside(events.into_iter().map(message).collect()) };
     }
+    for (groups, name) in [(wrapper.resource_spans, "span"), (wrapper.resource_logs, "logRecord")] {
+        if let Some(groups) = groups {
+            let records = otlp(groups, name);
+            return if records.is_empty() { Peeled::Nothing } else { Peeled::Inside(records) };
+        }
+    }
     if let Some(event) = wrapper.cloudtrail_event {
         return Peeled::Inside(vec![json_or_string(event)]);
     }
@@ -287,6 +315,33 @@ pub fn peel<'a>(text: &'a str) -> Peeled<'a> {
         Some(list) => Peeled::Inside(list.into_iter().map(json_or_string).collect()),
         None => Peeled::Bare,
     }
+}
+
+/// Each span or log record of an OTLP request with its resource and scope. What cannot be read is handed on as it is, to be refused by name.
+fn otlp<'a>(groups: &'a RawValue, name: &str) -> Vec<Cow<'a, str>> {
+    fn list(value: &RawValue) -> Option<Vec<&RawValue>> {
+        serde_json::from_str(value.get()).ok()
+    }
+    let mut records = Vec::new();
+    let Some(parts) = list(groups) else { return vec![Cow::Borrowed(groups.get())] };
+    for part in parts {
+        let group = serde_json::from_str::<OtlpGroup>(part.get()).ok();
+        let Some((scopes, group)) = group.and_then(|group| Some((group.scopes.map_or(Some(Vec::new()), list)?, group))) else {
+            records.push(Cow::Borrowed(part.get()));
+            continue;
+        };
+        let resource = group.resource.map_or("null", RawValue::get);
+        for scoped in scopes {
+            let scope = serde_json::from_str::<OtlpScope>(scoped.get()).ok();
+            let Some((items, scope)) = scope.and_then(|scope| Some((scope.spans.map_or(Some(Vec::new()), list)?, scope))) else {
+                records.push(Cow::Borrowed(scoped.get()));
+                continue;
+            };
+            let scope = scope.scope.map_or("null", RawValue::get);
+            records.extend(items.iter().map(|item| Cow::Owned(format!("{{\"resource\":{resource},\"scope\":{scope},\"{name}\":{}}}", item.get()))));
+        }
+    }
+    records
 }
 
 fn json_or_string(value: &RawValue) -> Cow<'_, str> {

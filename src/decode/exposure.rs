@@ -5,6 +5,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::draft::{has, parse};
 use super::{Format, Out, Reason, Record, Refusal, hashed_id};
 use crate::clock::{Micros, parse_time};
 use crate::credential;
@@ -105,10 +106,6 @@ fn scrub(text: &str, secret: &str, name: &str) -> String {
     scrubbed
 }
 
-fn parse(record: &Record<'_>) -> Result<Value, Refusal> {
-    serde_json::from_str(record.text).map_err(|error| Refusal::new(Reason::BadRecord, error.to_string()))
-}
-
 fn text(value: &Value, path: &str) -> Option<String> {
     match value.pointer(path)? {
         Value::String(text) if !text.is_empty() => Some(text.clone()),
@@ -121,22 +118,18 @@ fn time(value: &Value, path: &str) -> Option<Micros> {
     parse_time(&text(value, path)?)
 }
 
-fn has(text: &str, marks: &[&str]) -> bool {
-    marks.iter().all(|mark| memchr::memmem::find(text.as_bytes(), mark.as_bytes()).is_some())
-}
-
 const TABLES: &[&Table] = &[&e::TABLE];
 
 impl Format for Gitleaks {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "gitleaks"
     }
 
-    fn doc(&self) -> &'static str {
+    fn doc(&self) -> &str {
         "gitleaks JSON report (array or lines)"
     }
 
-    fn tables(&self) -> &'static [&'static Table] {
+    fn tables(&self) -> &[&'static Table] {
         TABLES
     }
 
@@ -170,15 +163,15 @@ impl Format for Gitleaks {
 }
 
 impl Format for TruffleHog {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "trufflehog"
     }
 
-    fn doc(&self) -> &'static str {
+    fn doc(&self) -> &str {
         "TruffleHog v3 JSON lines"
     }
 
-    fn tables(&self) -> &'static [&'static Table] {
+    fn tables(&self) -> &[&'static Table] {
         TABLES
     }
 
@@ -230,15 +223,15 @@ fn without_raw_fields(v: &Value) -> String {
 }
 
 impl Format for GithubSecretScanning {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "github_secret_scanning"
     }
 
-    fn doc(&self) -> &'static str {
+    fn doc(&self) -> &str {
         "GitHub secret_scanning_alert webhook, or the REST alert"
     }
 
-    fn tables(&self) -> &'static [&'static Table] {
+    fn tables(&self) -> &[&'static Table] {
         TABLES
     }
 
@@ -281,15 +274,15 @@ impl Format for GithubSecretScanning {
 }
 
 impl Format for AwsHealth {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "aws_health"
     }
 
-    fn doc(&self) -> &'static str {
+    fn doc(&self) -> &str {
         "AWS Health AWS_RISK_CREDENTIALS_EXPOSED through EventBridge"
     }
 
-    fn tables(&self) -> &'static [&'static Table] {
+    fn tables(&self) -> &[&'static Table] {
         TABLES
     }
 
@@ -349,15 +342,15 @@ struct Statement {
 }
 
 impl Format for Operator {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "exposure_report"
     }
 
-    fn doc(&self) -> &'static str {
+    fn doc(&self) -> &str {
         "Your own list: JSON or CSV with credential, exposed_at, kind, location, account_id, status"
     }
 
-    fn tables(&self) -> &'static [&'static Table] {
+    fn tables(&self) -> &[&'static Table] {
         TABLES
     }
 

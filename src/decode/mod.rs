@@ -3,16 +3,34 @@
 //! Every record stands alone: one bad field is nulled and flagged, one bad record becomes a row of `rejects`, and its
 //! neighbours are not touched. Envelopes are peeled before formats see a record; secrets are replaced before anything is kept.
 //!
-//! To add a log format: one file here with a [`Format`], one line in [`FORMATS`], one folder of samples.
+//! To add a log format: one file here with a [`Format`] (most build a [`draft::Draft`]), one line in [`FORMATS`], one folder of samples.
 
+mod agentcore;
+mod agentgateway;
+mod anthropic;
+mod azure;
+mod bedrock;
 mod cloudtrail;
+mod content;
+mod draft;
 mod envelope;
 mod exposure;
 mod field;
+mod langsmith;
+mod mapping;
+mod mcp;
+mod openai;
+mod opensearch;
+mod otlp;
+mod pgaudit;
+mod price;
 mod repair;
+mod vertex;
+mod wire;
 
 use std::borrow::Cow;
-use std::sync::LazyLock;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
 
 use aho_corasick::AhoCorasick;
 use arrow::record_batch::RecordBatch;
@@ -20,21 +38,40 @@ use arrow::record_batch::RecordBatch;
 use crate::clock::Micros;
 use crate::credential;
 use crate::limits;
+use crate::network::Networks;
 use crate::secret::Fingerprinter;
 use crate::table::{self, Place, Rows, Table, rejects};
 
 /// Every log format, in the order in which `auto` tries them.
-pub static FORMATS: &[&dyn Format] =
-    &[&cloudtrail::CloudTrail, &exposure::Gitleaks, &exposure::TruffleHog, &exposure::GithubSecretScanning, &exposure::AwsHealth, &exposure::Operator];
+pub static FORMATS: &[&dyn Format] = &[
+    &cloudtrail::CloudTrail,
+    &otlp::Otlp,
+    &bedrock::BedrockInvocation,
+    &mcp::Mcp,
+    &agentgateway::AgentGateway,
+    &agentcore::AgentCore,
+    &openai::OpenAiAudit,
+    &azure::AzureOpenAi,
+    &vertex::VertexAudit,
+    &anthropic::AnthropicActivity,
+    &opensearch::OpenSearchAudit,
+    &pgaudit::PgAudit,
+    &langsmith::LangSmith,
+    &exposure::Gitleaks,
+    &exposure::TruffleHog,
+    &exposure::GithubSecretScanning,
+    &exposure::AwsHealth,
+    &exposure::Operator,
+];
 
 /// One log format: turns a record into rows.
-pub trait Format: Sync {
+pub trait Format: Send + Sync {
     /// Name in configs, in `rejects.format` and of the sample folder.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
     /// What it reads, in one line.
-    fn doc(&self) -> &'static str;
+    fn doc(&self) -> &str;
     /// The tables that it fills.
-    fn tables(&self) -> &'static [&'static Table];
+    fn tables(&self) -> &[&'static Table];
     /// Whether a record of unknown origin is one of this format. Cheap, and never true of two formats.
     fn recognises(&self, text: &str) -> bool;
     /// Whether the record's business is the secret itself (a scanner's report): it gets the text as it came, and sees to it
@@ -125,6 +162,7 @@ pub struct Record<'a> {
 pub struct Out<'a> {
     rows: &'a mut Vec<Rows>,
     pub fingerprinter: &'a Fingerprinter,
+    pub networks: &'a Networks,
     keep_raw: bool,
 }
 
@@ -165,12 +203,44 @@ pub struct Message<'a> {
 static SECRET_KEYS: LazyLock<AhoCorasick> =
     LazyLock::new(|| AhoCorasick::new(["\"Secret\"", "\"Raw\"", "\"RawV2\"", "\"secret\"", "\"credential\""]).expect("a fixed list of short marks"));
 
+/// What decoding is told once, for all messages.
+#[derive(Clone)]
+pub struct Settings {
+    pub fingerprinter: Fingerprinter,
+    pub networks: Arc<Networks>,
+    /// Formats that mapping files describe; asked before the built-in ones.
+    pub mappings: Vec<&'static dyn Format>,
+    pub keep_raw: bool,
+}
+
+impl Settings {
+    /// No files of networks, no mappings, raw text kept.
+    pub fn new(fingerprinter: Fingerprinter) -> Self {
+        Self { fingerprinter, networks: Arc::default(), mappings: Vec::new(), keep_raw: true }
+    }
+}
+
+/// Reads mapping files. They stay for as long as the program runs, as the built-in formats do.
+///
+/// # Errors
+/// The first file that cannot be read, or two with one name.
+pub fn read_mappings(paths: &[PathBuf]) -> crate::error::Result<Vec<&'static dyn Format>> {
+    let mut formats: Vec<&'static dyn Format> = Vec::new();
+    for path in paths {
+        let mapping: &'static mapping::Mapping = Box::leak(Box::new(mapping::Mapping::read(path)?));
+        if formats.iter().any(|known| known.name() == mapping.name()) {
+            return Err(crate::error::Error::user(format!("mapping {}: another one is also named `{}`", path.display(), mapping.name())));
+        }
+        formats.push(mapping);
+    }
+    Ok(formats)
+}
+
 /// Turns messages into batches of rows, one per table.
 pub struct Decoder {
     /// `None` is `auto`.
     format: Option<&'static dyn Format>,
-    fingerprinter: Fingerprinter,
-    keep_raw: bool,
+    settings: Settings,
     rows: Vec<Rows>,
     /// Records of the present message that were refused.
     refused: usize,
@@ -178,8 +248,13 @@ pub struct Decoder {
 
 impl Decoder {
     /// A decoder for one format, or for any (`None`).
-    pub fn new(format: Option<&'static dyn Format>, fingerprinter: Fingerprinter, keep_raw: bool) -> Self {
-        Self { format, fingerprinter, keep_raw, rows: Vec::new(), refused: 0 }
+    pub fn new(format: Option<&'static dyn Format>, settings: Settings) -> Self {
+        Self { format, settings, rows: Vec::new(), refused: 0 }
+    }
+
+    /// The format that a record of unknown origin is of.
+    fn recognise(&self, text: &str) -> Option<&'static dyn Format> {
+        self.settings.mappings.iter().chain(FORMATS).copied().find(|format| format.recognises(text))
     }
 
     /// Rows held so far.
@@ -220,6 +295,16 @@ impl Decoder {
         };
         if let Some(kind) = self.csv_of(&unpacked) {
             return self.csv(kind, &unpacked, &place, &message);
+        }
+        if wire::is_request(&unpacked) {
+            for record in wire::records(&unpacked) {
+                match record {
+                    Ok(text) => self.record(&text, &place, message.append_time, String::new()),
+                    Err(detail) => self.reject(&[], &place, message.append_time, &Refusal::new(Reason::Truncated, detail)),
+                }
+                place.record += 1;
+            }
+            return;
         }
         let (mut line, mut counted) = (message.line, 0usize);
         let mut seen = false;
@@ -282,14 +367,15 @@ impl Decoder {
     }
 
     fn record(&mut self, text: &str, place: &Place, append_time: Option<Micros>, flags: String) {
-        let Some(format) = self.format.or_else(|| FORMATS.iter().copied().find(|format| format.recognises(text))) else {
+        let Some(format) = self.format.or_else(|| self.recognise(text)) else {
             let refusal = Refusal::new(Reason::UnknownFormat, "no known log format recognises this record; bind the topic to one");
             return self.reject(text.as_bytes(), place, append_time, &refusal);
         };
-        let scrubbed = if format.is_about_secrets() { Cow::Borrowed(text) } else { credential::replace_secrets(text, &self.fingerprinter) };
+        let scrubbed = if format.is_about_secrets() { Cow::Borrowed(text) } else { credential::replace_secrets(text, &self.settings.fingerprinter) };
         let text = scrubbed.as_ref();
         let mut record = Record { text, place: place.clone(), append_time, flags };
-        let mut out = Out { rows: &mut self.rows, fingerprinter: &self.fingerprinter, keep_raw: self.keep_raw };
+        let mut out =
+            Out { rows: &mut self.rows, fingerprinter: &self.settings.fingerprinter, networks: &self.settings.networks, keep_raw: self.settings.keep_raw };
         let refusal = match format.decode(&record, &mut out) {
             Ok(()) => return,
             Err(refusal) => refusal,
@@ -311,7 +397,7 @@ impl Decoder {
     }
 
     fn reject(&mut self, bytes: &[u8], place: &Place, append_time: Option<Micros>, refusal: &Refusal) {
-        let format = self.format.map_or("auto", Format::name);
+        let format = self.format.map_or("auto", |format| format.name());
         self.reject_as(format, bytes, place, append_time, refusal);
     }
 
@@ -325,9 +411,9 @@ impl Decoder {
         let about_secrets = |text: &str| FORMATS.iter().any(|f| f.is_about_secrets() && (f.name() == format || f.recognises(text)));
         let kept = match about_secrets(&near) || SECRET_KEYS.is_match(&near) {
             true => "[withheld: a report that could not be read may hold its secret]".to_owned(),
-            false => credential::replace_secrets(&near, &self.fingerprinter).chars().take(limits::REJECT_RAW_BYTES).collect(),
+            false => credential::replace_secrets(&near, &self.settings.fingerprinter).chars().take(limits::REJECT_RAW_BYTES).collect(),
         };
-        let detail: String = credential::replace_secrets(&refusal.detail, &self.fingerprinter).chars().take(limits::REJECT_DETAIL_CHARS).collect();
+        let detail: String = credential::replace_secrets(&refusal.detail, &self.settings.fingerprinter).chars().take(limits::REJECT_DETAIL_CHARS).collect();
         let id = format!("reject:{place}");
         let rows = rows_of(&mut self.rows, &rejects::TABLE);
         rows.stamp(place, None, append_time, &id, &mut String::new());
@@ -363,7 +449,12 @@ impl Decoder {
                         names.iter().cloned().zip(row.iter().map(|v| String::from_utf8_lossy(v).into_owned().into())).collect();
                     let text = serde_json::Value::Object(object).to_string();
                     let record = Record { text: &text, place: place.clone(), append_time, flags: String::new() };
-                    let mut out = Out { rows: &mut self.rows, fingerprinter: &self.fingerprinter, keep_raw: self.keep_raw };
+                    let mut out = Out {
+                        rows: &mut self.rows,
+                        fingerprinter: &self.settings.fingerprinter,
+                        networks: &self.settings.networks,
+                        keep_raw: self.settings.keep_raw,
+                    };
                     if let Err(refusal) = format.decode(&record, &mut out) {
                         self.reject_as(format.name(), text.as_bytes(), &place, append_time, &refusal);
                     }

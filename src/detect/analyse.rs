@@ -19,6 +19,7 @@ use datafusion::logical_expr::{
 };
 
 use crate::clock::{DAY, HOUR, MINUTE, Micros, SECOND, spoken};
+use crate::table::{self, DIMENSIONS, by_name};
 
 /// How a detection may be evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,6 +62,16 @@ impl ScanInfo {
     /// `lineage` is derived, not stored and not bounded in time.
     pub fn is_lineage(&self) -> bool {
         self.table == "lineage"
+    }
+
+    /// A dimension is there whole and does not grow by rows.
+    pub fn is_dimension(&self) -> bool {
+        DIMENSIONS.iter().any(|table| table.name == self.table)
+    }
+
+    /// Rows of a stream: what is kept, keyed and bounded in time.
+    pub fn is_stream(&self) -> bool {
+        !self.is_lineage() && !self.is_dimension()
     }
 
     /// Whether no predicate picks few rows: such a scan is probed, not kept.
@@ -188,14 +199,18 @@ struct Col {
     key: Option<usize>,
     term: Option<Term>,
     change: Change,
+    /// A count or size, never below zero: sums of it only rise.
+    natural: bool,
 }
 
-const OPAQUE: Col = Col { key: None, term: None, change: Change::Never };
+const OPAQUE: Col = Col { key: None, term: None, change: Change::Never, natural: false };
 
 struct Rel {
     cols: Vec<Col>,
     needs: Needs,
     has_stream: bool,
+    /// Reads dimensions only: nothing that arrives can change it.
+    fixed: bool,
 }
 
 #[derive(Default)]
@@ -283,8 +298,9 @@ impl Walk {
 
     fn scan(&mut self, table: &str, schema: &arrow::datatypes::Schema, projection: Vec<usize>, filters: &[Expr]) -> Result<Rel, String> {
         let number = self.scans.len();
-        let lineage = table == "lineage";
-        let clock = (!lineage).then(|| self.clock());
+        let info = ScanInfo { table: table.to_owned(), projection: projection.clone(), filters: filters.to_vec(), key: None, back: 0, ahead: 0 };
+        let (lineage, fixed) = (info.is_lineage(), info.is_dimension());
+        let clock = info.is_stream().then(|| self.clock());
         let mut keys = Vec::new();
         let mut cols = Vec::new();
         for index in &projection {
@@ -292,7 +308,8 @@ impl Walk {
             let key = self.node();
             keys.push((key, name.clone()));
             let term = (name == "event_time").then_some(clock).flatten().map(|clock| Term { clock, lo: 0, hi: 0 });
-            cols.push(Col { key: Some(key), term, change: Change::Never });
+            let natural = by_name(table).and_then(|table| table.column(name)).is_some_and(table::Column::is_natural);
+            cols.push(Col { key: Some(key), term, change: Change::Never, natural });
         }
         if lineage {
             // One family of credentials is one key: a parent and its children are evaluated together.
@@ -304,16 +321,22 @@ impl Walk {
         if table == "rejects" || table == "alerts" {
             return Err(format!("{table} cannot be read by a detection"));
         }
-        self.scans.push(ScanInfo { table: table.to_owned(), projection, filters: filters.to_vec(), key: None, back: 0, ahead: 0 });
+        self.scans.push(info);
         self.scan_clock.push(clock);
         self.scan_keys.push(keys);
-        Ok(Rel { cols, needs: Needs::Scan(number), has_stream: !lineage })
+        let needs = if fixed { Needs::All(Vec::new()) } else { Needs::Scan(number) };
+        Ok(Rel { cols, needs, has_stream: !lineage && !fixed, fixed })
     }
 
     fn join(&mut self, join: &Join) -> Result<Rel, String> {
-        self.at_least(Class::C1);
+        let left = self.plan(&join.left)?;
+        let right = self.plan(&join.right)?;
+        let with_dimension = left.fixed || right.fixed;
         match join.join_type {
             JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi => {}
+            // A dimension is there whole: what is absent from it stays absent.
+            JoinType::Left | JoinType::LeftAnti if right.fixed && !join.null_aware => {}
+            JoinType::Right | JoinType::RightAnti if left.fixed && !join.null_aware => {}
             JoinType::LeftAnti | JoinType::RightAnti if join.null_aware => {
                 return Err("NOT IN (SELECT …) is empty as soon as the subquery returns one NULL: write NOT EXISTS".into());
             }
@@ -323,13 +346,17 @@ impl Walk {
                 ));
             }
         }
-        let left = self.plan(&join.left)?;
-        let right = self.plan(&join.right)?;
+        if with_dimension {
+            as_of(join, if right.fixed { &join.right } else { &join.left })?;
+        } else {
+            self.at_least(Class::C1);
+        }
+        let equates = matches!(join.join_type, JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi);
         let mut pairs = Vec::new();
         for (l, r) in &join.on {
             let (l, r) = (column_of(l, join.left.schema(), &left.cols), column_of(r, join.right.schema(), &right.cols));
             self.bound_equal(l.term, r.term);
-            if let (Some(a), Some(b)) = (l.key, r.key) {
+            if let (Some(a), Some(b), true) = (l.key, r.key, equates) {
                 self.unite(a, b);
                 pairs.push(a);
             }
@@ -342,13 +369,16 @@ impl Walk {
             let schema = join.left.schema().join(join.right.schema()).map_err(|error| error.to_string())?;
             self.filter(filter, &schema, &both)?;
         }
-        self.keyed.push((pairs, format!("JOIN of {} and {}", tables_of(&join.left), tables_of(&join.right))));
+        if !with_dimension {
+            self.keyed.push((pairs, format!("JOIN of {} and {}", tables_of(&join.left), tables_of(&join.right))));
+        }
         let cols = match join.join_type {
-            JoinType::LeftSemi => left.cols,
-            JoinType::RightSemi => right.cols,
+            JoinType::LeftSemi | JoinType::LeftAnti => left.cols,
+            JoinType::RightSemi | JoinType::RightAnti => right.cols,
             _ => both,
         };
-        Ok(Rel { cols, needs: Needs::All(vec![left.needs, right.needs]), has_stream: left.has_stream || right.has_stream })
+        let (has_stream, fixed) = (left.has_stream || right.has_stream, left.fixed && right.fixed);
+        Ok(Rel { cols, needs: Needs::All(vec![left.needs, right.needs]), has_stream, fixed })
     }
 
     fn union(&mut self, inputs: &[std::sync::Arc<LogicalPlan>]) -> Result<Rel, String> {
@@ -371,10 +401,10 @@ impl Walk {
                 Term { clock, lo: 0, hi: 0 }
             });
             let change = if branch.iter().all(|col| col.change == Change::Never) { Change::Never } else { Change::AnyWay };
-            cols.push(Col { key, term, change });
+            cols.push(Col { key, term, change, natural: branch.iter().all(|col| col.natural) });
         }
-        let has_stream = rels.iter().any(|rel| rel.has_stream);
-        Ok(Rel { cols, needs: Needs::Any(rels.into_iter().map(|rel| rel.needs).collect()), has_stream })
+        let (has_stream, fixed) = (rels.iter().any(|rel| rel.has_stream), rels.iter().all(|rel| rel.fixed));
+        Ok(Rel { cols, needs: Needs::Any(rels.into_iter().map(|rel| rel.needs).collect()), has_stream, fixed })
     }
 
     fn aggregate(&mut self, aggregate: &Aggregate) -> Result<Rel, String> {
@@ -592,7 +622,11 @@ impl Walk {
         let covers = |walk: &Walk, root: usize| {
             // Two columns of one scan in the class (branches of a UNION can do that) leave open by which its rows belong to a key.
             let of_scan = |keys: &Vec<(usize, String)>| keys.iter().filter(|(node, _)| walk.root(*node) == root).count();
-            let scans = walk.scan_keys.iter().zip(&walk.scans).all(|(keys, scan)| if scan.is_lineage() { of_scan(keys) >= 1 } else { of_scan(keys) == 1 });
+            let scans = walk.scan_keys.iter().zip(&walk.scans).all(|(keys, scan)| match scan {
+                scan if scan.is_dimension() => true,
+                scan if scan.is_lineage() => of_scan(keys) >= 1,
+                _ => of_scan(keys) == 1,
+            });
             scans && walk.keyed.iter().all(|(nodes, _)| holds(walk, root, nodes))
         };
         // Times equate too (`date_bin` groups), but only identifying columns spread rows over keys.
@@ -638,6 +672,25 @@ impl Walk {
     }
 }
 
+/// A dimension is joined as of the row's append time: an entry that is edited today must not change last month.
+fn as_of(join: &Join, dimension: &LogicalPlan) -> Result<(), String> {
+    let of_dimension = |name: &str| dimension.schema().columns().into_iter().filter(|column| column.name == name).collect::<Vec<_>>();
+    let (from, to) = (of_dimension("valid_from"), of_dimension("valid_to"));
+    let bounds = |columns: &[Column]| {
+        let conjuncts = join.filter.iter().flat_map(split_conjunction);
+        conjuncts
+            .filter(|conjunct| conjunct.column_refs().iter().any(|column| column.name == "append_time"))
+            .any(|conjunct| columns.iter().any(|column| conjunct.column_refs().contains(column)))
+    };
+    if bounds(&from) && bounds(&to) {
+        return Ok(());
+    }
+    let name = tables_of(dimension);
+    Err(format!(
+        "JOIN with {name}: join it as of the row's arrival, with `AND u.append_time >= {name}.valid_from AND u.append_time < {name}.valid_to`, or editing the file today changes last month's alerts"
+    ))
+}
+
 fn tables_of(plan: &LogicalPlan) -> String {
     use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
     let mut names = Vec::new();
@@ -663,7 +716,7 @@ fn column_of(expr: &Expr, schema: &DFSchema, cols: &[Col]) -> Col {
             let shift = interval(right).map(|length| if *op == Operator::Plus { length } else { -length });
             match (base.term, shift) {
                 (Some(term), Some(shift)) => {
-                    Col { key: None, term: Some(Term { clock: term.clock, lo: term.lo + shift, hi: term.hi + shift }), change: base.change }
+                    Col { term: Some(Term { clock: term.clock, lo: term.lo + shift, hi: term.hi + shift }), change: base.change, ..OPAQUE }
                 }
                 _ => derived(expr, schema, cols),
             }
@@ -683,7 +736,7 @@ fn column_of(expr: &Expr, schema: &DFSchema, cols: &[Col]) -> Col {
             };
             match (width, call.args.get(1).map(|arg| column_of(arg, schema, cols))) {
                 (Some(width), Some(Col { term: Some(term), change, .. })) => {
-                    Col { key: None, term: Some(Term { clock: term.clock, lo: term.lo - width, hi: term.hi }), change }
+                    Col { term: Some(Term { clock: term.clock, lo: term.lo - width, hi: term.hi }), change, ..OPAQUE }
                 }
                 _ => derived(expr, schema, cols),
             }
@@ -699,13 +752,33 @@ fn casted(col: Col, from: &Expr, to: &DataType, schema: &DFSchema) -> Col {
         kind => kind.is_string(),
     };
     let text = is_text(to) && from.get_type(schema).is_ok_and(|from| is_text(&from));
-    Col { key: col.key.filter(|_| text), term: col.term.filter(|_| matches!(to, DataType::Timestamp(..))), change: col.change }
+    let number = to.is_numeric();
+    Col { key: col.key.filter(|_| text), term: col.term.filter(|_| matches!(to, DataType::Timestamp(..))), change: col.change, natural: col.natural && number }
 }
 
 /// A value computed from columns: fixed as long as they are.
 fn derived(expr: &Expr, schema: &DFSchema, cols: &[Col]) -> Col {
     let fixed = expr.column_refs().iter().all(|column| lookup(column, schema, cols).change == Change::Never);
-    Col { change: if fixed { Change::Never } else { Change::AnyWay }, ..OPAQUE }
+    Col { change: if fixed { Change::Never } else { Change::AnyWay }, natural: fixed && natural(expr, schema, cols), ..OPAQUE }
+}
+
+/// Whether a value is never below zero: sums, products and choices of counts.
+fn natural(expr: &Expr, schema: &DFSchema, cols: &[Col]) -> bool {
+    match expr {
+        Expr::Column(column) => lookup(column, schema, cols).natural,
+        Expr::Alias(alias) => natural(&alias.expr, schema, cols),
+        Expr::Cast(cast) => cast.field.data_type().is_numeric() && natural(&cast.expr, schema, cols),
+        Expr::Literal(value, _) => matches!(value, ScalarValue::Int64(Some(0..)) | ScalarValue::UInt64(Some(_)) | ScalarValue::Int32(Some(0..))),
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Plus | Operator::Multiply | Operator::Divide, right }) => {
+            natural(left, schema, cols) && natural(right, schema, cols)
+        }
+        Expr::ScalarFunction(call) if call.func.name() == "coalesce" => call.args.iter().all(|arg| natural(arg, schema, cols)),
+        Expr::Case(case) => {
+            let mut branches = case.when_then_expr.iter().map(|(_, then)| then).chain(&case.else_expr);
+            branches.all(|then| natural(then, schema, cols) || matches!(then.as_ref(), Expr::Literal(value, _) if value.is_null()))
+        }
+        _ => false,
+    }
 }
 
 fn lookup(column: &Column, schema: &DFSchema, cols: &[Col]) -> Col {
@@ -739,12 +812,15 @@ fn aggregate_change(expr: &Expr, schema: &DFSchema, cols: &[Col]) -> Change {
                 return Change::AnyWay;
             }
             let inner = params.args.first().map_or(Change::Never, |arg| column_of(arg, schema, cols).change);
+            let counts = params.args.first().is_some_and(|arg| natural(arg, schema, cols));
             match (func.name(), inner) {
                 ("count" | "approx_distinct" | "bool_or", Change::Never) => Change::Rises,
                 ("max", Change::Never | Change::Rises) => Change::Rises,
                 ("min", Change::Never | Change::Falls) => Change::Falls,
                 // The second stage of a rewritten count(DISTINCT …) sums counts.
                 ("sum", Change::Rises) => Change::Rises,
+                // Counts and sizes are never below zero: the decoders see to it.
+                ("sum", Change::Never) if counts => Change::Rises,
                 _ => Change::AnyWay,
             }
         }
@@ -801,6 +877,9 @@ impl std::fmt::Display for Analysis {
         }
         for scan in self.scans.iter().filter(|scan| !scan.is_lineage()) {
             write!(f, "; {}", scan.table)?;
+            if scan.is_dimension() {
+                continue;
+            }
             if self.class > Class::C0 {
                 write!(f, " [-{}, +{}]", spoken(scan.back), spoken(scan.ahead))?;
             }

@@ -20,7 +20,7 @@ use datafusion::prelude::SessionConfig;
 
 use crate::function;
 use crate::secret::Fingerprinter;
-use crate::table::{STREAMS, VIEWS};
+use crate::table::{DIMENSIONS, STREAMS, VIEWS};
 
 /// Columns of the derived table `lineage`: one row per credential and each of its ancestors.
 pub static LINEAGE: LazyLock<SchemaRef> = LazyLock::new(|| {
@@ -75,6 +75,9 @@ pub fn register_tables(ctx: &SessionContext, fingerprinter: &Fingerprinter, prov
     for table in STREAMS {
         ctx.register_table(table.name, provide(table.name, table.schema()))?;
     }
+    for table in DIMENSIONS {
+        ctx.register_table(table.name, provide(table.name, table.schema()))?;
+    }
     ctx.register_table("lineage", provide("lineage", Arc::clone(&LINEAGE)))?;
     for (name, sql, _) in VIEWS {
         let plan = futures::executor::block_on(ctx.state().create_logical_plan(sql))?;
@@ -83,14 +86,18 @@ pub fn register_tables(ctx: &SessionContext, fingerprinter: &Fingerprinter, prov
     Ok(())
 }
 
-/// A table that is only planned against: it takes every predicate, so that the optimiser pushes all it can.
+/// A table that is only planned against. A stream takes every predicate, so that the optimiser pushes all it can into the
+/// shared filter pass; what is not filtered there (`lineage`, dimensions) takes none.
 #[derive(Debug)]
-pub struct Declared(pub SchemaRef);
+pub struct Declared {
+    pub schema: SchemaRef,
+    pub is_stream: bool,
+}
 
 #[async_trait]
 impl TableProvider for Declared {
     fn schema(&self) -> SchemaRef {
-        Arc::clone(&self.0)
+        Arc::clone(&self.schema)
     }
 
     fn table_type(&self) -> TableType {
@@ -98,7 +105,8 @@ impl TableProvider for Declared {
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
-        Ok(vec![TableProviderFilterPushDown::Exact; filters.len()])
+        let taken = if self.is_stream { TableProviderFilterPushDown::Exact } else { TableProviderFilterPushDown::Unsupported };
+        Ok(vec![taken; filters.len()])
     }
 
     async fn scan(&self, _: &dyn Session, _: Option<&Vec<usize>>, _: &[Expr], _: Option<usize>) -> Result<Arc<dyn ExecutionPlan>> {

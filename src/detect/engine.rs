@@ -21,6 +21,7 @@ use super::lineage::Lineage;
 use super::plan::{Compiled, KeptPlan, compile, keep, planner};
 use super::residue::{Key, KeyHasher, NULL_KEY, Store, texts_of};
 use crate::clock::{DAY, HOUR, Micros};
+use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
 use crate::secret::Fingerprinter;
 use crate::table::{History, LookBack, STREAMS, Table, by_name, cloudtrail as system};
@@ -29,9 +30,11 @@ use crate::table::{History, LookBack, STREAMS, Table, by_name, cloudtrail as sys
 const PROBED_STAY: Micros = 6 * HOUR;
 
 /// How one scan of a detection gets its rows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Feed {
     Lineage,
+    /// The same rows in every run, projected as the scan wants them.
+    Dimension(RecordBatch),
     /// Class C0: straight from the batch; the number in the table's filter pass.
     Batch(usize),
     /// From a store; `probed` ones hold rows only for keys that the detection's other scans know.
@@ -126,7 +129,7 @@ impl Engine {
     ///
     /// # Errors
     /// The list of refusals.
-    pub fn new(detections: &[Detection], fingerprinter: &Fingerprinter) -> std::result::Result<Self, Vec<Error>> {
+    pub fn new(detections: &[Detection], fingerprinter: &Fingerprinter, dimensions: &Dimensions) -> std::result::Result<Self, Vec<Error>> {
         let one = |error: Error| vec![error];
         let runtime =
             tokio::runtime::Builder::new_current_thread().build().map_err(|e| one(Error::environment("starting the evaluation runtime").because(e)))?;
@@ -157,7 +160,7 @@ impl Engine {
             problems: Vec::new(),
         };
         for one_compiled in compiled {
-            engine.register(&ctx, one_compiled).map_err(one)?;
+            engine.register(&ctx, one_compiled, dimensions).map_err(one)?;
         }
         Ok(engine)
     }
@@ -168,7 +171,7 @@ impl Engine {
         self
     }
 
-    fn register(&mut self, ctx: &SessionContext, compiled: Compiled) -> Result<()> {
+    fn register(&mut self, ctx: &SessionContext, compiled: Compiled, dimensions: &Dimensions) -> Result<()> {
         let Compiled { detection, analysis, plan } = compiled;
         let number = self.live.len();
         let probed_all = probed_scans(&analysis);
@@ -179,6 +182,10 @@ impl Engine {
                 continue;
             }
             let table = by_name(&scan.table).ok_or_else(|| Error::bug(format!("{}: no table {}", detection.name, scan.table)))?;
+            if scan.is_dimension() {
+                feeds.push(Feed::Dimension(dimensions.of(table).project(&scan.projection)?));
+                continue;
+            }
             let pass = pass_of(&mut self.passes, table)?;
             let in_pass = pass.filter.add(&scan.filters, &ctx.state())?;
             if analysis.class == Class::C0 {
@@ -289,14 +296,10 @@ impl Engine {
         }
         let Self { live, runtime, ready, problems, .. } = self;
         for detection in live.iter_mut().filter(|live| live.suspended.is_none()) {
-            let ([Feed::Batch(scan)], [info]) = (&detection.feeds[..], &detection.analysis.scans[..]) else { continue };
-            if info.table != table.name {
-                continue;
-            }
-            let mask = masks.rows_of(*scan)?;
-            if let Some(rows) = chosen_rows(batch, &info.projection, mask.as_ref())? {
-                detection.plan.slots[0].set(Some(rows));
-                detection.run(runtime, ready, problems);
+            let Some((number, scan)) = detection.batch_scan().filter(|(number, _)| detection.analysis.scans[*number].table == table.name) else { continue };
+            let mask = masks.rows_of(scan)?;
+            if let Some(rows) = chosen_rows(batch, &detection.analysis.scans[number].projection, mask.as_ref())? {
+                detection.decide_rows(number, rows, runtime, ready, problems);
             }
         }
         Ok(())
@@ -329,7 +332,8 @@ impl Engine {
     pub fn backtest(&mut self, history: &dyn History, since: Micros) -> Result<()> {
         self.restore(history, Some(since))?;
         for number in 0..self.live.len() {
-            let ([Feed::Batch(_)], [scan]) = (&self.live[number].feeds[..], &self.live[number].analysis.scans[..]) else { continue };
+            let Some((scan, _)) = self.live[number].batch_scan() else { continue };
+            let scan = &self.live[number].analysis.scans[scan];
             let Some(table) = by_name(&scan.table) else { continue };
             let filters = scan.filters.clone();
             for batch in history.rows(&LookBack { table, keys: None, filters: &filters, since, raw: true })? {
@@ -342,11 +346,10 @@ impl Engine {
     fn decide_rows(&mut self, number: usize, table: &'static Table, batch: &RecordBatch) -> Result<()> {
         let Self { live, runtime, ready, problems, passes, .. } = self;
         let live = &mut live[number];
-        let ([Feed::Batch(scan)], [info]) = (&live.feeds[..], &live.analysis.scans[..]) else { return Ok(()) };
-        let mask = pass_of(passes, table)?.filter.over(batch).rows_of(*scan)?;
-        if let Some(rows) = chosen_rows(batch, &info.projection, mask.as_ref())? {
-            live.plan.slots[0].set(Some(rows));
-            live.run(runtime, ready, problems);
+        let Some((number, scan)) = live.batch_scan() else { return Ok(()) };
+        let mask = pass_of(passes, table)?.filter.over(batch).rows_of(scan)?;
+        if let Some(rows) = chosen_rows(batch, &live.analysis.scans[number].projection, mask.as_ref())? {
+            live.decide_rows(number, rows, runtime, ready, problems);
         }
         Ok(())
     }
@@ -442,7 +445,7 @@ impl Engine {
         let live = &self.live[number];
         let mut keys: HashSet<Key> = HashSet::new();
         for family in &families {
-            if live.analysis.needs.met(&|scan| self.has_rows(live.feeds[scan], family, false)) {
+            if live.analysis.needs.met(&|scan| self.has_rows(&live.feeds[scan], family, false)) {
                 keys.extend(family);
             }
         }
@@ -493,11 +496,11 @@ impl Engine {
         families
     }
 
-    fn has_rows(&self, feed: Feed, family: &HashSet<Key>, believe_probed: bool) -> bool {
+    fn has_rows(&self, feed: &Feed, family: &HashSet<Key>, believe_probed: bool) -> bool {
         match feed {
-            Feed::Lineage => true,
+            Feed::Lineage | Feed::Dimension(_) => true,
             Feed::Store { probed: true, .. } if believe_probed => true,
-            Feed::Store { store, .. } => self.stores[store].store.has(family),
+            Feed::Store { store, .. } => self.stores[*store].store.has(family),
             Feed::Batch(_) => false,
         }
     }
@@ -510,7 +513,7 @@ impl Engine {
         }
         let mut wanted: HashSet<Key> = HashSet::new();
         for family in families {
-            if live.analysis.needs.met(&|scan| self.has_rows(live.feeds[scan], family, true)) {
+            if live.analysis.needs.met(&|scan| self.has_rows(&live.feeds[scan], family, true)) {
                 // A new row of an anchor may reach further back than what is still in memory.
                 let again = live.stale && self.has_fresh_anchor(live, family);
                 wanted.extend(family.iter().filter(|key| **key != NULL_KEY && (again || !live.loaded.contains(*key))));
@@ -571,6 +574,7 @@ impl Engine {
         for (scan, feed) in live.feeds.iter().enumerate() {
             let rows = match feed {
                 Feed::Lineage => Some(lineage.rows(Some(keys))?.project(&live.analysis.scans[scan].projection)?),
+                Feed::Dimension(rows) => Some(rows.clone()),
                 Feed::Store { store, .. } => stores[*store].store.gather(keys, from[scan])?,
                 Feed::Batch(_) => None,
             };
@@ -659,6 +663,28 @@ impl Engine {
 impl Live {
     fn uses_lineage(&self) -> bool {
         self.feeds.iter().any(|feed| matches!(feed, Feed::Lineage))
+    }
+
+    /// Class C0: the scan that takes rows straight from the batch, and its number in the table's filter pass.
+    fn batch_scan(&self) -> Option<(usize, usize)> {
+        self.feeds.iter().enumerate().find_map(|(number, feed)| if let Feed::Batch(scan) = feed { Some((number, *scan)) } else { None })
+    }
+
+    fn decide_rows(
+        &mut self,
+        scan: usize,
+        rows: RecordBatch,
+        runtime: &tokio::runtime::Runtime,
+        ready: &mut Vec<Finding>,
+        problems: &mut Vec<(String, String)>,
+    ) {
+        for (slot, feed) in self.plan.slots.iter().zip(&self.feeds) {
+            if let Feed::Dimension(rows) = feed {
+                slot.set(Some(rows.clone()));
+            }
+        }
+        self.plan.slots[scan].set(Some(rows));
+        self.run(runtime, ready, problems);
     }
 
     fn run(&mut self, runtime: &tokio::runtime::Runtime, ready: &mut Vec<Finding>, problems: &mut Vec<(String, String)>) {
@@ -781,7 +807,7 @@ fn probed_scans(analysis: &Analysis) -> Vec<bool> {
     let probed: Vec<bool> = (0..analysis.scans.len())
         .map(|scan| {
             let waits = !slow(scan) && partners(&analysis.needs, scan).into_iter().any(slow);
-            !analysis.scans[scan].is_lineage() && (analysis.scans[scan].is_broad() && !slow(scan) || waits)
+            analysis.scans[scan].is_stream() && (analysis.scans[scan].is_broad() && !slow(scan) || waits)
         })
         .collect();
     // Something else must be able to say which keys are of interest.

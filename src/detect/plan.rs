@@ -17,13 +17,16 @@ use super::catalog::{self, Slot, SlotTable};
 use super::file::Detection;
 use crate::error::{Error, Result};
 use crate::secret::Fingerprinter;
+use crate::table::STREAMS;
 
 /// The context in which detections are planned.
 ///
 /// # Errors
 /// A view that does not plan: a bug.
 pub fn planner(fingerprinter: &Fingerprinter) -> Result<SessionContext> {
-    Ok(catalog::context(catalog::session_config(), fingerprinter, |_, schema| Arc::new(catalog::Declared(schema)))?)
+    Ok(catalog::context(catalog::session_config(), fingerprinter, |name, schema| {
+        Arc::new(catalog::Declared { schema, is_stream: STREAMS.iter().any(|table| table.name == name) })
+    })?)
 }
 
 /// A plan that is made once and run many times, each time over the rows put into its slots.

@@ -22,9 +22,10 @@ use futures::StreamExt;
 use crate::archive::Archive;
 use crate::detect::catalog::{LINEAGE, register_tables};
 use crate::detect::{KeyHasher, Lineage};
+use crate::dimension::Dimensions;
 use crate::error::{At, Error, Result};
 use crate::secret::Fingerprinter;
-use crate::table::{Memory, TABLES, alerts, rejects};
+use crate::table::{DIMENSIONS, Memory, TABLES, alerts, rejects};
 
 /// What one question may cost.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +58,7 @@ impl Door {
     ///
     /// # Errors
     /// The archive cannot be read.
-    pub async fn open(rows: Rows<'_>, fingerprinter: &Fingerprinter, limits: Limits) -> Result<Self> {
+    pub async fn open(rows: Rows<'_>, dimensions: &Dimensions, fingerprinter: &Fingerprinter, limits: Limits) -> Result<Self> {
         let pool = TrackConsumersPool::new(FairSpillPool::new(limits.memory), std::num::NonZeroUsize::MIN.saturating_add(4));
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).build_arc()?;
         let config = SessionConfig::new().with_information_schema(true).with_target_partitions(std::thread::available_parallelism().map_or(2, |n| n.get()));
@@ -73,6 +74,9 @@ impl Door {
                 Rows::Memory(memory) => Arc::new(MemTable::try_new(table.schema(), vec![memory.of(table)])?),
             };
             tables.push((table.name, provider));
+        }
+        for table in DIMENSIONS {
+            tables.push((table.name, Arc::new(MemTable::try_new(table.schema(), vec![vec![dimensions.of(table)]])?)));
         }
         let lineage: Arc<dyn TableProvider> = Arc::new(LineageTable { ctx: ctx.clone() });
         register_tables(&ctx, fingerprinter, |name, _| {

@@ -177,7 +177,8 @@ impl Rows {
 
     #[inline]
     pub fn int(&mut self, column: usize, value: Option<i64>) {
-        let Some(value) = value else { return };
+        // A count below zero is a lie or an overflow: null, so that sums only rise.
+        let Some(value) = value.filter(|value| *value >= 0 || !self.table.columns[column].is_natural()) else { return };
         match self.column(column) {
             Builder::Int(b) => b.append_value(value),
             _ => debug_assert!(false, "column {column} is not an integer"),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arrow::record_batch::RecordBatch;
 use keyfuse::archive::{Archive, Positions};
 use keyfuse::clock::MINUTE;
-use keyfuse::decode::{Decoder, Message};
+use keyfuse::decode::{Decoder, Message, Settings};
 use keyfuse::error::Fault;
 use keyfuse::generate::ordinary;
 use keyfuse::secret::Fingerprinter;
@@ -16,7 +16,7 @@ use keyfuse::table::{Table, cloudtrail as c, rejects};
 use crate::support::START;
 
 fn rows(seed: u64, count: usize) -> Vec<(&'static Table, RecordBatch)> {
-    let mut decoder = Decoder::new(None, Fingerprinter::public(), true);
+    let mut decoder = Decoder::new(None, Settings::new(Fingerprinter::public()));
     for (offset, record) in ordinary(seed, START, 90 * MINUTE, count).cloudtrail.iter().enumerate() {
         let message = Message {
             bytes: record.text.as_bytes(),

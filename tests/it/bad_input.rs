@@ -7,7 +7,7 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray};
 use arrow::record_batch::RecordBatch;
 use keyfuse::clock::MINUTE;
-use keyfuse::decode::{Decoder, FORMATS, Message, Reason};
+use keyfuse::decode::{Decoder, FORMATS, Message, Reason, Settings};
 use keyfuse::generate::llmjacking;
 use keyfuse::secret::Fingerprinter;
 use keyfuse::table::{cloudtrail as c, exposure_reports as e, rejects};
@@ -30,7 +30,7 @@ fn words(batch: &RecordBatch, column: usize) -> Vec<String> {
 
 fn decode_as(format: Option<&str>, bytes: &[u8]) -> (Decoded, Vec<RecordBatch>) {
     let format = format.map(|name| keyfuse::decode::format_by_name(name).expect("a format"));
-    let mut decoder = Decoder::new(format, Fingerprinter::public(), true);
+    let mut decoder = Decoder::new(format, Settings::new(Fingerprinter::public()));
     decoder.decode(Message { bytes, topic: &Arc::from("t"), partition: 1, offset: Some(42), line: 1, append_time: Some(START) });
     let mut decoded = Decoded::default();
     let mut batches = Vec::new();

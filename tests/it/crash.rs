@@ -10,19 +10,19 @@ use std::time::{Duration, Instant};
 
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
-use keyfuse::alert::AllowList;
 use keyfuse::archive::Archive;
 use keyfuse::clock::MINUTE;
+use keyfuse::dimension::Dimensions;
 use keyfuse::generate::llmjacking;
 use keyfuse::query::{Door, Limits, Rows};
-use keyfuse::replay::{Settings, replay};
+use keyfuse::replay::replay;
 use keyfuse::secret::Fingerprinter;
 use keyfuse::source::broker::Broker;
 use keyfuse::source::files;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::support::{START, delivered, of_book, sender, shipped, wait_for};
+use crate::support::{START, delivered, of_book, plain_settings, sender, shipped, wait_for};
 
 /// How often the process is killed in one run; `KEYFUSE_KILLS` changes it.
 const KILLS: usize = 50;
@@ -115,7 +115,7 @@ fn killed_fifty_times_nothing_is_lost_and_nothing_is_twice() {
     std::fs::write(&path, lines.collect::<String>()).expect("written");
     let inputs = runtime.block_on(files::resolve(&[path.to_string_lossy().into_owned()], &Default::default())).expect("a file");
     let detections = shipped();
-    let settings = Settings { format: None, fingerprinter: Fingerprinter::public(), allow: AllowList::default(), detections: &detections, keep_raw: true };
+    let settings = plain_settings(&detections);
     let undisturbed = of_book(&replay(&inputs, settings, runtime.handle(), |_, _| {}).unwrap_or_else(|errors| panic!("{}", errors[0])).book);
     let got = delivered(&folder.path().join("alerts.ndjson"));
     assert_eq!(got.keys().collect::<BTreeSet<_>>(), undisturbed.keys().collect::<BTreeSet<_>>(), "alert ids");
@@ -130,7 +130,7 @@ fn killed_fifty_times_nothing_is_lost_and_nothing_is_twice() {
 
 fn count(runtime: &tokio::runtime::Runtime, archive: &Archive, sql: &str) -> i64 {
     let answer = runtime.block_on(async {
-        let door = Door::open(Rows::Archive(archive), &Fingerprinter::public(), Limits::default()).await.expect("a door");
+        let door = Door::open(Rows::Archive(archive), &Dimensions::default(), &Fingerprinter::public(), Limits::default()).await.expect("a door");
         door.ask(sql).await.expect("an answer")
     });
     answer.batches[0].column(0).as_primitive::<Int64Type>().value(0)

@@ -14,6 +14,7 @@ use keyfuse::alert::{AlertBook, AllowList, alerts_of};
 use keyfuse::clock::{MINUTE, Micros, SECOND};
 use keyfuse::detect::catalog::{LINEAGE, register_tables};
 use keyfuse::detect::{Detection, Engine, findings_of};
+use keyfuse::dimension::Dimensions;
 use keyfuse::secret::Fingerprinter;
 use keyfuse::table::{Memory, Place, Rows, STREAMS, Table, cloudtrail as c, exposure_reports as e};
 use rand::rngs::StdRng;
@@ -127,7 +128,8 @@ fn as_timely(batch: &RecordBatch) -> RecordBatch {
 
 /// Plain SQL over all rows: on-time rows for what joins and counts, every row for what one row decides.
 async fn oracle(detections: &[Detection], stream: &[Row]) -> BTreeMap<String, serde_json::Value> {
-    let engine_side = std::thread::scope(|scope| scope.spawn(|| Engine::new(detections, &Fingerprinter::public())).join()).expect("no panic");
+    let engine_side =
+        std::thread::scope(|scope| scope.spawn(|| Engine::new(detections, &Fingerprinter::public(), &Dimensions::default())).join()).expect("no panic");
     let engine_side = std::mem::ManuallyDrop::new(engine_side.unwrap_or_else(|errors| panic!("{}", errors[0])));
     let mut findings = Vec::new();
     for (detection, analysis) in engine_side.detections() {
@@ -178,7 +180,7 @@ async fn world(stream: &[Row], all_rows: bool) -> SessionContext {
 
 /// The engine over the same rows, in append order, in random batches, with evictions and crashes.
 fn live(detections: &[Detection], stream: &[Row], rng: &mut StdRng, broken: Broken) -> BTreeMap<String, serde_json::Value> {
-    let fresh = || Engine::new(detections, &Fingerprinter::public()).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let fresh = || Engine::new(detections, &Fingerprinter::public(), &Dimensions::default()).unwrap_or_else(|errors| panic!("{}", errors[0]));
     let mut engine = fresh();
     let mut book = AlertBook::default();
     // Archive and memory in one: all that has been read. What is committed survives a crash.

@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use keyfuse::alert::{Alert, AlertBook};
+use keyfuse::alert::{Alert, AlertBook, AllowList};
 use keyfuse::clock::Micros;
 use keyfuse::config::{Config, Topic};
 use keyfuse::detect::{Detection, read_folder};
+use keyfuse::dimension::Dimensions;
 use keyfuse::pipeline::Service;
+use keyfuse::secret::Fingerprinter;
 use keyfuse::source::broker::{Broker, Sender};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 
@@ -31,7 +33,9 @@ pub fn config(folder: &Path, broker: &str, topics: &[&str]) -> Config {
         topics: topics.iter().map(|name| Topic { name: (*name).to_owned(), format: None }).collect(),
         dead_letter: None,
         detections: PathBuf::from("detections"),
-        allow_list: None,
+        known: Default::default(),
+        networks: Vec::new(),
+        mappings: Vec::new(),
         data: folder.join("data"),
         archive: folder.join("archive").to_string_lossy().into_owned(),
         archive_options: HashMap::new(),
@@ -110,3 +114,14 @@ pub fn delivered(path: &Path) -> BTreeMap<String, serde_json::Value> {
 
 /// 2026-05-01T10:00:00Z.
 pub const START: Micros = 1_777_629_600_000_000;
+
+/// A replay of files as they are: any format, nothing allowed, nothing known of agents, raw text kept.
+pub fn plain_settings(detections: &[Detection]) -> keyfuse::replay::Settings<'_> {
+    keyfuse::replay::Settings {
+        format: None,
+        decoding: keyfuse::decode::Settings::new(Fingerprinter::public()),
+        dimensions: Dimensions::default(),
+        allow: AllowList::default(),
+        detections,
+    }
+}

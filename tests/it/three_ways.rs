@@ -8,15 +8,16 @@ use keyfuse::archive::{Archive, ArchiveHistory};
 use keyfuse::clock::parse_time;
 use keyfuse::clock::{MINUTE, Micros};
 use keyfuse::detect::Engine;
+use keyfuse::dimension::Dimensions;
 use keyfuse::generate::llmjacking;
 use keyfuse::pipeline::Service;
-use keyfuse::replay::{Settings, replay};
+use keyfuse::replay::replay;
 use keyfuse::secret::Fingerprinter;
 use keyfuse::source::files;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::support::{START, TestBroker, brokers, config, delivered, metric, of_book, sender, shipped, wait_for};
+use crate::support::{START, TestBroker, brokers, config, delivered, metric, of_book, plain_settings, sender, shipped, wait_for};
 
 /// One record and when it happened.
 struct Record {
@@ -103,14 +104,14 @@ fn three_ways(records: &[Record], broker: &TestBroker) -> Vec<String> {
     std::fs::write(&path, records.iter().map(|r| format!("{}\n", r.text)).collect::<String>()).expect("written");
     let inputs = runtime.block_on(files::resolve(&[path.to_string_lossy().into_owned()], &Default::default())).expect("a file");
     let detections = shipped();
-    let settings = Settings { format: None, fingerprinter: Fingerprinter::public(), allow: AllowList::default(), detections: &detections, keep_raw: true };
+    let settings = plain_settings(&detections);
     let replayed = replay(&inputs, settings, runtime.handle(), |_, _| {}).unwrap_or_else(|errors| panic!("{}", errors[0]));
     assert!(replayed.summary.rejects.is_empty(), "{:?}", replayed.summary.rejects);
     let replayed = of_book(&replayed.book);
 
     let archive = Arc::new(runtime.block_on(Archive::open(&config.archive, &Default::default())).expect("the archive"));
     let history = ArchiveHistory { archive, runtime: runtime.handle().clone() };
-    let mut engine = Engine::new(&detections, &Fingerprinter::public()).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let mut engine = Engine::new(&detections, &Fingerprinter::public(), &Dimensions::default()).unwrap_or_else(|errors| panic!("{}", errors[0]));
     engine.backtest(&history, Micros::MIN).expect("reads");
     let findings = engine.tick(&history).expect("runs");
     let backtested = of_book(&alerts_of(&findings, AllowList::default()));

@@ -1,0 +1,203 @@
+//! Dimensions from files: what an operator states about agents, approvals and accepted behaviour.
+//!
+//! TOML with one `[[agents]]` (`[[approvals]]`, `[[allow]]`) table per entry, or CSV with the column names as header. A change
+//! is a new entry with its own `valid_from`, so that last month's answers stay what they were.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use arrow::record_batch::RecordBatch;
+use serde_json::Value;
+
+use crate::clock::{DAY, Micros, SECOND, parse_length, parse_time};
+use crate::error::{At, Error, Result};
+use crate::table::{DIMENSIONS, Kind, Rows, Table, agents, allow_list, approvals};
+
+/// Rows of every dimension; a dimension without a file has none.
+#[derive(Clone, Debug, Default)]
+pub struct Dimensions {
+    rows: BTreeMap<&'static str, RecordBatch>,
+}
+
+/// The files that dimensions come from.
+#[derive(Clone, Debug, Default)]
+pub struct Files {
+    pub agents: Option<PathBuf>,
+    pub approvals: Option<PathBuf>,
+    pub allow_list: Option<PathBuf>,
+}
+
+impl Files {
+    /// Each file with its dimension.
+    pub fn each(&self) -> impl Iterator<Item = (&'static Table, &PathBuf)> {
+        [(&agents::TABLE, &self.agents), (&approvals::TABLE, &self.approvals), (&allow_list::TABLE, &self.allow_list)]
+            .into_iter()
+            .filter_map(|(table, path)| Some((table, path.as_ref()?)))
+    }
+}
+
+/// An entry that says nothing of its end holds until then.
+const FOR_EVER: Micros = 4_102_444_800 * SECOND;
+
+impl Dimensions {
+    /// Reads all files.
+    ///
+    /// # Errors
+    /// Everything that is wrong in any of them, with file, entry and field.
+    pub fn read(files: &Files) -> Result<Self, Vec<Error>> {
+        let (mut dimensions, mut problems) = (Self::default(), Vec::new());
+        for (table, path) in files.each() {
+            match entries(table, path) {
+                Ok(entries) => {
+                    let place = |number: usize| format!("{}: entry {}", path.display(), number + 1);
+                    problems.extend(dimensions.state(table, entries.iter(), place).err().into_iter().flatten());
+                }
+                Err(error) => problems.push(error),
+            }
+        }
+        if problems.is_empty() { Ok(dimensions) } else { Err(problems) }
+    }
+
+    /// The rows of a dimension.
+    pub fn of(&self, table: &'static Table) -> RecordBatch {
+        self.rows.get(table.name).cloned().unwrap_or_else(|| RecordBatch::new_empty(table.schema()))
+    }
+
+    /// Whether a dimension has any rows.
+    pub fn knows(&self, table: &'static Table) -> bool {
+        self.rows.get(table.name).is_some_and(|rows| rows.num_rows() > 0)
+    }
+
+    /// Sets the entries of one dimension, given as objects of column names.
+    ///
+    /// # Errors
+    /// Each entry and field that cannot be read.
+    pub fn state<'v>(&mut self, table: &'static Table, entries: impl Iterator<Item = &'v Value>, place: impl Fn(usize) -> String) -> Result<(), Vec<Error>> {
+        let (mut rows, mut problems) = (Rows::new(table), Vec::new());
+        for (number, entry) in entries.enumerate() {
+            match append(&mut rows, table, entry) {
+                Ok(()) => {}
+                Err(message) => problems.push(Error::user(format!("{}: {message}", place(number)))),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        self.rows.insert(table.name, rows.finish());
+        Ok(())
+    }
+}
+
+/// Whether a column holds a list of texts.
+fn is_list(table: &Table, index: usize) -> bool {
+    table.columns[index].doc.starts_with("List of")
+}
+
+fn append(rows: &mut Rows, table: &'static Table, entry: &Value) -> Result<(), String> {
+    let entry = entry.as_object().ok_or("must be a table of fields")?;
+    let mut cells: BTreeMap<usize, Value> = BTreeMap::new();
+    for (name, value) in entry {
+        let index = table.columns.iter().position(|column| column.name == name).ok_or_else(|| {
+            let known: Vec<&str> = table.columns.iter().map(|column| column.name).collect();
+            format!("`{name}` is no field of {}; there are {}", table.name, known.join(", "))
+        })?;
+        let wrong = |what: &str| format!("{name}: {value} is no {what}");
+        let cell = match (table.columns[index].kind, value) {
+            (_, Value::Null) => continue,
+            (Kind::Text, Value::Array(items)) if is_list(table, index) && items.iter().all(Value::is_string) => Value::from(value.to_string()),
+            // CSV has no lists: `search;read_file`.
+            (Kind::Text, Value::String(text)) if is_list(table, index) => {
+                Value::from(Value::from_iter(text.split(';').map(str::trim).filter(|item| !item.is_empty())).to_string())
+            }
+            (Kind::Text, _) if is_list(table, index) => return Err(wrong("list of texts")),
+            (Kind::Text | Kind::Word, Value::String(_)) => value.clone(),
+            (Kind::Time, Value::String(text)) => Value::from(parse_time(text).ok_or_else(|| wrong("date or time"))?),
+            (Kind::Int, Value::Number(number)) => Value::from(number.as_i64().ok_or_else(|| wrong("whole number"))?),
+            // Lengths may be written as `60m`.
+            (Kind::Int, Value::String(text)) => Value::from(
+                text.parse::<i64>().ok().or_else(|| parse_length(text).map(|length| length / SECOND)).ok_or_else(|| wrong("number or length such as 60m"))?,
+            ),
+            (kind, _) => return Err(wrong(&format!("{kind:?}"))),
+        };
+        cells.insert(index, cell);
+    }
+    let column = |name: &str| table.columns.iter().position(|column| column.name == name);
+    let (from, to) = (column("valid_from"), column("valid_to"));
+    if std::ptr::eq(table, &approvals::TABLE) {
+        for needed in ["identity", "approver", "reason", "valid_from", "valid_to"] {
+            if column(needed).is_none_or(|index| !cells.contains_key(&index)) {
+                return Err(format!("{needed} is missing: an approval names who may, who approved it, why, and from when to when"));
+            }
+        }
+    }
+    if let (Some(from), Some(to)) = (from, to) {
+        cells.entry(from).or_insert(Value::from(-DAY * 36_500));
+        cells.entry(to).or_insert(Value::from(FOR_EVER));
+        if cells[&from].as_i64() >= cells[&to].as_i64() {
+            return Err("valid_from lies behind valid_to: it would never hold".into());
+        }
+    }
+    for (index, value) in &cells {
+        match table.columns[*index].kind {
+            Kind::Time => rows.time(*index, value.as_i64()),
+            Kind::Int => rows.int(*index, value.as_i64()),
+            _ => rows.text(*index, value.as_str()),
+        }
+    }
+    rows.end_row();
+    Ok(())
+}
+
+fn entries(table: &'static Table, path: &Path) -> Result<Vec<Value>> {
+    let place = || format!("reading the {} file {}", table.name, path.display());
+    if path.extension().is_some_and(|extension| extension == "csv") {
+        let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path).user_at(place)?;
+        let names = reader.headers().user_at(place)?.clone();
+        let object = |row: csv::StringRecord| {
+            let cells = names.iter().zip(row.iter()).filter(|(_, cell)| !cell.is_empty());
+            Value::Object(cells.map(|(name, cell)| (name.to_owned(), Value::from(cell))).collect())
+        };
+        return reader.records().map(|row| row.map(object).user_at(place)).collect();
+    }
+    let text = std::fs::read_to_string(path).user_at(place)?;
+    let mut file: BTreeMap<String, Value> = toml::from_str(&text).user_at(place)?;
+    let key = if std::ptr::eq(table, &allow_list::TABLE) { "allow" } else { table.name };
+    let list = file.remove(key);
+    if let Some(other) = file.keys().next() {
+        return Err(Error::user(format!("{}: `{other}` does not belong here; entries are [[{key}]] tables", path.display())));
+    }
+    match list {
+        Some(Value::Array(entries)) => Ok(entries),
+        None => Ok(Vec::new()),
+        Some(_) => Err(Error::user(format!("{}: write one [[{key}]] table per entry", path.display()))),
+    }
+}
+
+/// The dimension of that name.
+pub fn by_name(name: &str) -> Option<&'static Table> {
+    DIMENSIONS.iter().copied().find(|table| table.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::array::AsArray;
+
+    #[test]
+    fn toml_and_csv_say_the_same_and_mistakes_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let (toml, csv) = (folder.path().join("agents.toml"), folder.path().join("agents.csv"));
+        std::fs::write(&toml, "[[agents]]\nagent_id = \"a\"\ntools = [\"search\", \"read*\"]\nmax_token_age_seconds = \"60m\"\nvalid_from = \"2026-01-01\"\n")
+            .unwrap();
+        std::fs::write(&csv, "agent_id,tools,max_token_age_seconds,valid_from\na,search;read*,3600,2026-01-01\n").unwrap();
+        let read = |path: &PathBuf| Dimensions::read(&Files { agents: Some(path.clone()), ..Files::default() });
+        let (a, b) = (read(&toml).unwrap().of(&agents::TABLE), read(&csv).unwrap().of(&agents::TABLE));
+        assert_eq!(a, b);
+        assert_eq!(a.column(agents::TOOLS).as_string_view().value(0), r#"["search","read*"]"#);
+        std::fs::write(&toml, "[[agents]]\nagent = \"a\"\n[[agents]]\ntools = 5\n").unwrap();
+        let problems: Vec<String> = read(&toml).unwrap_err().iter().map(ToString::to_string).collect();
+        assert!(problems[0].contains("entry 1: `agent` is no field") && problems[1].contains("entry 2: tools: 5 is no list of texts"), "{problems:?}");
+        let approvals = Files { approvals: Some(csv), ..Files::default() };
+        assert!(Dimensions::read(&approvals).is_err());
+    }
+}
