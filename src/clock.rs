@@ -58,6 +58,7 @@ pub fn parse_time(text: &str) -> Option<Micros> {
         return Some(micros);
     }
     let text = text.trim();
+    let text = text.strip_suffix(" UTC").or_else(|| text.strip_suffix(" GMT").filter(|front| !front.contains(','))).unwrap_or(text);
     DateTime::parse_from_rfc3339(text)
         .or_else(|_| DateTime::parse_from_rfc2822(text))
         .or_else(|_| DateTime::parse_from_str(text, "%Y-%m-%d %H:%M:%S%.f%#z"))
@@ -110,6 +111,7 @@ mod tests {
             "2022-02-08 09:23:37+11:00",
             "2022-02-07 22:23:37",
             "2022-02-07 22:23:37.000000",
+            "2022-02-07 22:23:37.000 UTC",
             "Mon, 07 Feb 2022 22:23:37 GMT",
             "1644272617",
             "1644272617000",

@@ -68,9 +68,9 @@ impl Report {
             Some(secret) if !credential::is_access_key_id(secret) => scrub(record.text, secret, fingerprint.as_deref().unwrap_or("[secret]")),
             _ => record.text.to_owned(),
         };
-        let event_id = self.event_id.unwrap_or_else(|| hashed_id(&scrubbed));
         let clean = |text: Option<String>| text.map(|text| credential::replace_secrets(&text, out.fingerprinter).into_owned());
-        let (location, kind, commit) = (clean(self.location), clean(kind), clean(self.commit));
+        let (location, kind, commit, account) = (clean(self.location), clean(kind), clean(self.commit), clean(account));
+        let event_id = clean(self.event_id).unwrap_or_else(|| hashed_id(&scrubbed));
         let scrubbed = credential::replace_secrets(&scrubbed, out.fingerprinter).into_owned();
         let raw = out.raw(&scrubbed);
         let rows = out.rows(&e::TABLE);

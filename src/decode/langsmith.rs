@@ -49,7 +49,7 @@ impl Format for LangSmith {
         d.set_json("user_id", first(&v, &["/extra/metadata/user_id"]))
             .set_json("environment", first(&v, &["/extra/metadata/environment", "/extra/metadata/env"]));
         d.set_json("service_name", first(&v, &["/session_name", "/extra/metadata/service"])).set_json("identity", first(&v, &["/extra/metadata/identity"]));
-        d.set("duration_micros", started.zip(ended).filter(|_| !std::ptr::eq(table, &retrievals::TABLE)).map(|(started, ended)| (ended - started).max(0)));
+        d.set("duration_micros", started.zip(ended).map(|(started, ended)| (ended - started).max(0)));
         let error = v.get("error").and_then(Value::as_str).filter(|error| !error.is_empty());
         d.set("outcome", Some(if error.is_some() { "other" } else { "success" }));
         let text = |path: &str| {

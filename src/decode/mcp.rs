@@ -29,7 +29,7 @@ impl Format for Mcp {
     }
 
     fn recognises(&self, text: &str) -> bool {
-        has(text, &["\"jsonrpc\""]) && !has(text, &["\"resourceSpans\""])
+        has(text, &["\"jsonrpc\""]) && !has(text, &["\"eventVersion\""])
     }
 
     fn decode(&self, record: &Record<'_>, out: &mut Out<'_>) -> Result<(), Refusal> {

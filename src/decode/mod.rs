@@ -296,7 +296,8 @@ impl Decoder {
         if let Some(kind) = self.csv_of(&unpacked) {
             return self.csv(kind, &unpacked, &place, &message);
         }
-        if wire::is_request(&unpacked) {
+        let bound = self.format.is_some_and(|format| format.name() == otlp::Otlp.name());
+        if wire::is_request(&unpacked) || (bound && !matches!(unpacked.trim_ascii_start().first(), Some(b'{' | b'['))) {
             for record in wire::records(&unpacked) {
                 match record {
                     Ok(text) => self.record(&text, &place, message.append_time, String::new()),

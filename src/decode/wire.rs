@@ -13,46 +13,66 @@ pub fn is_request(bytes: &[u8]) -> bool {
     if bytes.first() != Some(&0x0a) || (bytes.trim_ascii_start().starts_with(b"{") && std::str::from_utf8(bytes).is_ok()) {
         return false;
     }
-    let Some(Ok((1, Wire::Bytes(group)))) = fields(bytes).next() else { return false };
-    matches!(fields(group).next(), Some(Ok((1 | 2, Wire::Bytes(_)))))
+    let Some(Ok((1, Wire::Bytes(group) | Wire::Cut(group)))) = fields(bytes).next() else { return false };
+    matches!(fields(group).next(), Some(Ok((1 | 2, Wire::Bytes(_) | Wire::Cut(_)))))
 }
 
 /// Each span or log record of a request as JSON text, `{"resource":…,"scope":…,"span":…}`, or why it cannot be read.
 pub fn records(bytes: &[u8]) -> Vec<Result<String, String>> {
     let mut out = Vec::new();
-    for group in lengths(bytes, 1, &mut out) {
+    for group in groups(bytes, 1, &mut out) {
         let mut resource = Value::Null;
         for part in fields(group).map_while(Result::ok) {
             if let (1, Wire::Bytes(bytes)) = part {
                 resource = json!({"attributes": attributes(bytes, 1)});
             }
         }
-        for scoped in lengths(group, 2, &mut out) {
+        for scoped in groups(group, 2, &mut out) {
             let mut scope = Value::Null;
             for part in fields(scoped).map_while(Result::ok) {
                 if let (1, Wire::Bytes(bytes)) = part {
                     scope = json!({"name": text_field(bytes, 1), "version": text_field(bytes, 2)});
                 }
             }
-            for item in lengths(scoped, 2, &mut out) {
-                out.push(record(item).map(|(name, value)| json!({"resource": resource, "scope": scope, name: value}).to_string()));
+            for item in lengths(scoped, 2) {
+                out.push(record(item).map(|(name, value)| format!("{{\"resource\":{resource},\"scope\":{scope},\"{name}\":{value}}}")));
             }
         }
+    }
+    if out.is_empty() {
+        out.push(Err("an OTLP request without a span or log record that could be read".to_owned()));
     }
     out
 }
 
-/// The length-delimited fields of one number; a cut is noted, what stands before it is not lost.
-fn lengths<'b>(bytes: &'b [u8], wanted: u32, cuts: &mut Vec<Result<String, String>>) -> Vec<&'b [u8]> {
+/// The fields of one number that hold more such fields. Of one that is cut off, what is there counts; the cut is noted.
+fn groups<'b>(bytes: &'b [u8], wanted: u32, cuts: &mut Vec<Result<String, String>>) -> Vec<&'b [u8]> {
     let mut found = Vec::new();
     for field in fields(bytes) {
         match field {
             Ok((number, Wire::Bytes(value))) if number == wanted => found.push(value),
+            Ok((number, Wire::Cut(value))) => {
+                // A cut runs through every level; told once.
+                if !cuts.iter().any(Result::is_err) {
+                    cuts.push(Err(format!("protobuf ends inside field {number}: {} bytes of it are there", value.len())));
+                }
+                if number == wanted {
+                    found.push(value);
+                }
+            }
             Ok(_) => {}
             Err(error) => cuts.push(Err(error)),
         }
     }
     found
+}
+
+/// The whole length-delimited fields of one number.
+fn lengths(bytes: &[u8], wanted: u32) -> Vec<&[u8]> {
+    fields(bytes)
+        .map_while(Result::ok)
+        .filter_map(|field| if let (number, Wire::Bytes(value)) = field { (number == wanted).then_some(value) } else { None })
+        .collect()
 }
 
 /// A span starts with its trace id, a log record with its time: that tells them apart.
@@ -109,7 +129,7 @@ fn record(bytes: &[u8]) -> Result<(&'static str, Value), String> {
             // 64-bit integers are texts in OTLP JSON.
             Wire::Fixed(number) => Value::from(number.to_string()),
             Wire::Varint(number) => Value::from(number),
-            Wire::Small => continue,
+            Wire::Small | Wire::Cut(_) => continue,
         };
         object.insert(name.into(), value);
     }
@@ -148,11 +168,11 @@ fn any_value(bytes: &[u8], depth: usize) -> Value {
         Some(Ok((3, Wire::Varint(number)))) => json!({"intValue": (number as i64).to_string()}),
         Some(Ok((4, Wire::Fixed(bits)))) => json!({"doubleValue": f64::from_bits(bits)}),
         Some(Ok((5, Wire::Bytes(list)))) => {
-            let values: Vec<Value> = lengths(list, 1, &mut Vec::new()).into_iter().map(|value| any_value(value, depth + 1)).collect();
+            let values: Vec<Value> = lengths(list, 1).into_iter().map(|value| any_value(value, depth + 1)).collect();
             json!({"arrayValue": {"values": values}})
         }
         Some(Ok((6, Wire::Bytes(list)))) => {
-            let values: Vec<Value> = lengths(list, 1, &mut Vec::new()).into_iter().filter_map(|value| key_value(value, depth + 1)).collect();
+            let values: Vec<Value> = lengths(list, 1).into_iter().filter_map(|value| key_value(value, depth + 1)).collect();
             json!({"kvlistValue": {"values": values}})
         }
         Some(Ok((7, Wire::Bytes(bytes)))) => json!({"bytesValue": hex(bytes)}),
@@ -175,6 +195,8 @@ enum Wire<'b> {
     Varint(u64),
     Fixed(u64),
     Bytes(&'b [u8]),
+    /// Length-delimited, but the message ends inside.
+    Cut(&'b [u8]),
     /// 32 bits: nothing here reads them.
     Small,
 }
@@ -201,7 +223,10 @@ fn next_field<'b>(rest: &mut &'b [u8]) -> Option<(u32, Wire<'b>)> {
         1 => Wire::Fixed(u64::from_le_bytes(take(rest, 8)?.try_into().ok()?)),
         2 => {
             let length = usize::try_from(varint(rest)?).ok()?;
-            Wire::Bytes(take(rest, length)?)
+            match take(rest, length) {
+                Some(bytes) => Wire::Bytes(bytes),
+                None => Wire::Cut(std::mem::take(rest)),
+            }
         }
         5 => {
             take(rest, 4)?;

@@ -400,7 +400,13 @@ impl Walk {
                 }
                 Term { clock, lo: 0, hi: 0 }
             });
-            let change = if branch.iter().all(|col| col.change == Change::Never) { Change::Never } else { Change::AnyWay };
+            let only = |allowed: &[Change]| branch.iter().all(|col| allowed.contains(&col.change));
+            let change = match () {
+                () if only(&[Change::Never]) => Change::Never,
+                () if only(&[Change::Never, Change::Rises]) => Change::Rises,
+                () if only(&[Change::Never, Change::Falls]) => Change::Falls,
+                () => Change::AnyWay,
+            };
             cols.push(Col { key, term, change, natural: branch.iter().all(|col| col.natural) });
         }
         let (has_stream, fixed) = (rels.iter().any(|rel| rel.has_stream), rels.iter().all(|rel| rel.fixed));

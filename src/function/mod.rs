@@ -18,6 +18,12 @@ pub static FUNCTIONS: &[(&str, &str, &str)] = &[
     ("access_key_account", "access_key_id", "the 12-digit AWS account that an access key id belongs to, decoded from the id; null where the id carries none"),
     ("credential_class", "credential", "long_lived, session, bearer, provider or unknown"),
     ("cidr_contains", "network, address", "whether an address lies in a network such as '10.0.0.0/8'; null if either cannot be read"),
+    (
+        "listed",
+        "list, value",
+        "whether a value is on a list as dimensions hold them (a JSON array; `prefix*` and, for addresses, networks count); null where there is no list",
+    ),
+    ("user_agent_family", "user_agent", "the program behind a user agent, without versions: Boto3, aws-cli, Mozilla, OpenAI/Python, …"),
     ("fingerprint", "secret", "the name that this deployment gives a secret, as found in `credential` columns"),
 ];
 
@@ -32,7 +38,9 @@ pub fn register(registry: &mut dyn FunctionRegistry, fingerprinter: &Fingerprint
         text_function("access_key_account", credential::account_of),
         text_function("credential_class", |text| Some(credential::class(text).to_owned())),
         text_function("fingerprint", move |secret| Some(credential::name_of(secret, &fingerprinter))),
-        cidr_contains(),
+        text_function("user_agent_family", |agent| Some(user_agent_family(agent).to_owned())),
+        pair_function("cidr_contains", in_network),
+        pair_function("listed", listed),
     ] {
         registry.register_udf(Arc::new(udf))?;
     }
@@ -52,20 +60,36 @@ fn text_function(name: &str, f: impl Fn(&str) -> Option<String> + Send + Sync + 
     create_udf(name, vec![DataType::Utf8], DataType::Utf8, Volatility::Immutable, Arc::new(body))
 }
 
-fn cidr_contains() -> ScalarUDF {
-    let body = |args: &[ColumnarValue]| {
+fn pair_function(name: &'static str, f: impl Fn(&str, &str) -> Option<bool> + Send + Sync + 'static) -> ScalarUDF {
+    let body = move |args: &[ColumnarValue]| {
         let args = ColumnarValue::values_to_arrays(args)?;
-        let (networks, addresses) = (args[0].as_string::<i32>(), args[1].as_string::<i32>());
-        if networks.len() != addresses.len() {
-            return Err(DataFusionError::Internal("cidr_contains: arguments of different lengths".into()));
+        let (left, right) = (args[0].as_string::<i32>(), args[1].as_string::<i32>());
+        if left.len() != right.len() {
+            return Err(DataFusionError::Internal(format!("{name}: arguments of different lengths")));
         }
-        let mut out = BooleanBuilder::with_capacity(networks.len());
-        for (network, address) in networks.iter().zip(addresses) {
-            out.append_option(network.zip(address).and_then(|(network, address)| in_network(network, address)));
+        let mut out = BooleanBuilder::with_capacity(left.len());
+        for (left, right) in left.iter().zip(right) {
+            out.append_option(left.zip(right).and_then(|(left, right)| f(left, right)));
         }
         Ok(ColumnarValue::Array(Arc::new(out.finish()) as ArrayRef))
     };
-    create_udf("cidr_contains", vec![DataType::Utf8, DataType::Utf8], DataType::Boolean, Volatility::Immutable, Arc::new(body))
+    create_udf(name, vec![DataType::Utf8, DataType::Utf8], DataType::Boolean, Volatility::Immutable, Arc::new(body))
+}
+
+/// Whether a value is on a list, as dimensions hold them.
+fn listed(list: &str, value: &str) -> Option<bool> {
+    let list: Vec<String> = serde_json::from_str(list).ok()?;
+    Some(list.iter().any(|entry| match entry.strip_suffix('*') {
+        Some(prefix) => value.starts_with(prefix),
+        None => entry == value || (entry.contains('/') && in_network(entry, value) == Some(true)),
+    }))
+}
+
+/// The first product of a user agent without its version; AWS command lines and SDKs are told apart.
+fn user_agent_family(agent: &str) -> &str {
+    let agent = agent.trim_matches(['[', ']']);
+    let product = agent.split_whitespace().next().unwrap_or_default();
+    product.rsplit_once('/').filter(|(_, version)| version.starts_with(|c: char| c.is_ascii_digit())).map_or(product, |(name, _)| name)
 }
 
 /// Whether the address lies in the network; a bare address is a network of one.

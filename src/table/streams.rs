@@ -141,6 +141,7 @@ table!(stream retrievals, "One retrieval: which index or data source was asked, 
     DOCUMENTS documents: Int "Documents or rows that came back.",
     DOCUMENT_IDS document_ids: Text "JSON array of the ids of up to 50 of them.",
     BYTES bytes: Int "Bytes that came back.",
+    DURATION_MICROS duration_micros: Int "How long it took (microseconds).",
     SECRETS secrets: Int "Credentials recognised in query and documents.",
     MARKERS markers: Word "Suspicious patterns in what came back, comma-separated; see `model_invocations`.",
 });

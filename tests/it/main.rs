@@ -7,6 +7,7 @@ mod crash;
 mod detections;
 mod docs;
 mod equality;
+mod formats;
 mod layers;
 mod service;
 mod support;
