@@ -7,6 +7,7 @@ pub mod alert;
 pub mod archive;
 pub mod clock;
 pub mod config;
+pub mod coverage;
 pub mod credential;
 pub mod decode;
 pub mod detect;

@@ -15,5 +15,10 @@ pub fn detections() -> Vec<(&'static str, &'static str)> {
     files
 }
 
+/// The table of frameworks, `detections/frameworks.toml`.
+pub fn frameworks() -> &'static str {
+    DETECTIONS.get_file("frameworks.toml").and_then(|file| file.contents_utf8()).unwrap_or_default()
+}
+
 /// The demo's story, `sample-data/llmjacking`: CloudTrail records and exposure reports, one per line.
 pub const STORY: (&str, &str) = (include_str!("../sample-data/llmjacking/cloudtrail.jsonl"), include_str!("../sample-data/llmjacking/exposure_reports.jsonl"));

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use keyfuse::alert::AllowList;
 use keyfuse::archive::Location;
 use keyfuse::config::Config;
+use keyfuse::coverage::{frameworks, unknown_tags};
 use keyfuse::detect::{Engine, read_folder};
 use keyfuse::dimension::Dimensions;
 use keyfuse::error::{At, Error};
@@ -48,6 +49,13 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     };
     let engine = Engine::new(&detections, &args.rules.fingerprinter()?, &dimensions)?;
     allow.fits(&engine)?;
+    let known = frameworks().map_err(|error| vec![error])?;
+    for detection in &detections {
+        let unknown = unknown_tags(detection, &known);
+        if !unknown.is_empty() {
+            println!("{}: no framework has {}; `keyfuse coverage` cannot count them", detection.name, unknown.join(", "));
+        }
+    }
     let style = Style { colour: coloured() };
     for (detection, analysis) in engine.detections() {
         println!("{:<8} {}\n         {}", style.bold(&detection.name), detection.title, style.dim(&analysis.to_string()));

@@ -2,8 +2,11 @@
 
 mod backtest;
 mod check;
+mod coverage;
 mod docs;
+mod explain_format;
 mod generate;
+mod learn;
 mod replay;
 mod run;
 mod sql;
@@ -57,6 +60,12 @@ enum Verb {
     Test(test::Args),
     /// Check config and detections without touching a broker.
     Check(check::Args),
+    /// Which framework items the detections serve, and which logs they need and get.
+    Coverage(coverage::Args),
+    /// Show what is recognised in log files, which columns it fills, and what is left over.
+    ExplainFormat(explain_format::Args),
+    /// Propose an inventory of agents from what was seen.
+    Learn(learn::Args),
     /// Write a seeded story of logs with a truth file.
     Generate(generate::Args),
     /// Print generated pages: detections, tables, man page, shell completions.
@@ -187,6 +196,9 @@ pub fn main() -> ExitCode {
         Verb::Backtest(args) => backtest::run(args),
         Verb::Test(args) => test::run(args),
         Verb::Check(args) => check::run(args),
+        Verb::Coverage(args) => coverage::run(args),
+        Verb::ExplainFormat(args) => explain_format::run(args),
+        Verb::Learn(args) => learn::run(args),
         Verb::Generate(args) => generate::run(args),
         Verb::Docs(args) => docs::run(args, Cli::command()),
     };

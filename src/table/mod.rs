@@ -165,4 +165,11 @@ pub static VIEWS: &[(&str, &str, &str)] = &[
         include_str!("exposed_credentials.sql"),
         "Exposed credentials and every descendant minted from one after it was exposed, any depth.",
     ),
+    ("model_calls", include_str!("model_calls.sql"), "Model calls of CloudTrail with what the invocation log or span says of them, joined on the request id."),
+    (
+        "activity",
+        include_str!("activity.sql"),
+        "One line per act over all streams: what a credential, identity, agent, trace or address did, in order of time.",
+    ),
+    ("approved_reads", include_str!("approved_reads.sql"), "What went through under which approval, per day: silent in alerts, counted here."),
 ];

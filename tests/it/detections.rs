@@ -17,3 +17,17 @@ fn the_tests_inside_every_detection_file_pass() {
     }
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
+
+#[test]
+fn every_tag_is_in_the_table_and_every_detection_serves_all_eight_frameworks() {
+    let frameworks = keyfuse::coverage::frameworks().expect("the table parses");
+    assert_eq!(frameworks.len(), 8);
+    let detections = crate::support::shipped();
+    for detection in &detections {
+        assert_eq!(keyfuse::coverage::unknown_tags(detection, &frameworks), Vec::<&str>::new(), "{}", detection.name);
+        for framework in &frameworks {
+            assert!(detection.tags.iter().any(|tag| tag.starts_with(&framework.tag)), "{} has no tag of {}", detection.name, framework.name);
+        }
+    }
+    assert!(detections.len() >= 60, "{}", detections.len());
+}

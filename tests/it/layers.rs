@@ -9,6 +9,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("alert", &["detect", "function", "table"]),
     ("archive", &["table"]),
     ("config", &["alert", "decode", "dimension", "network", "source"]),
+    ("coverage", &["decode", "detect", "shipped"]),
     ("credential", &[]),
     ("decode", &["credential", "network", "table"]),
     ("detect", &["dimension", "function", "table"]),

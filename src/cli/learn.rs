@@ -1,0 +1,190 @@
+//! `keyfuse learn`: proposes an `agents` file from what the archive has seen.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt::Write as _;
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{DataType, Int64Type};
+use keyfuse::archive::Archive;
+use keyfuse::error::{Error, Result as KeyfuseResult};
+use keyfuse::query::{Answer, Door, Limits, Rows};
+use keyfuse::replay::{Settings, replay};
+use keyfuse::source::files;
+
+use super::{Outcome, Rules, runtime};
+
+/// Propose an `agents` file (TOML, on standard output) from what was seen: who used what. Read it before you use it.
+///
+/// What an exposed credential did is left out: a thief's acts must not become the allowance.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Log files to learn from instead of the archive.
+    #[arg(long, value_name = "PATH")]
+    from: Vec<String>,
+    /// Archive to learn from: a folder or a URL.
+    #[arg(long, default_value = "keyfuse-data/archive")]
+    archive: String,
+    /// Leave out what was seen fewer times than this.
+    #[arg(long, default_value = "1")]
+    at_least: i64,
+    #[command(flatten)]
+    rules: Rules,
+    /// Option of the object store, as NAME=VALUE.
+    #[arg(long = "storage-option", value_parser = super::replay::option)]
+    storage_options: Vec<(String, String)>,
+}
+
+/// Longest list that is proposed; a longer one would allow nearly everything and is left open, with a remark.
+const LONGEST: usize = 50;
+
+/// What agents used, by agent.
+const BY_AGENT: &str = "
+SELECT agent_id AS who, 'tools' AS what, tool AS value, count(*) AS times, min(event_time) AS since FROM tool_calls WHERE agent_id IS NOT NULL AND tool IS NOT NULL AND method <> 'tools/list' GROUP BY 1, 2, 3
+UNION ALL SELECT agent_id, 'data_sources', data_source, count(*), min(event_time) FROM retrievals WHERE agent_id IS NOT NULL AND data_source IS NOT NULL GROUP BY 1, 2, 3
+UNION ALL SELECT agent_id, 'models', CAST(model_id AS VARCHAR), count(*), min(event_time) FROM model_invocations WHERE agent_id IS NOT NULL AND model_id IS NOT NULL GROUP BY 1, 2, 3
+UNION ALL SELECT agent_id, 'hosts', host, count(*), min(event_time) FROM outbound_calls WHERE agent_id IS NOT NULL AND host IS NOT NULL GROUP BY 1, 2, 3
+UNION ALL SELECT agent_id, 'identity', identity, count(*), min(event_time) FROM model_invocations WHERE agent_id IS NOT NULL AND identity IS NOT NULL GROUP BY 1, 2, 3
+UNION ALL SELECT agent_id, 'identity', identity, count(*), min(event_time) FROM tool_calls WHERE agent_id IS NOT NULL AND identity IS NOT NULL GROUP BY 1, 2, 3
+UNION ALL SELECT agent_id, 'environment', CAST(environment AS VARCHAR), count(*), min(event_time) FROM agent_spans WHERE agent_id IS NOT NULL AND environment IS NOT NULL GROUP BY 1, 2, 3
+UNION ALL SELECT agent_id, 'environment', CAST(environment AS VARCHAR), count(*), min(event_time) FROM model_invocations WHERE agent_id IS NOT NULL AND environment IS NOT NULL GROUP BY 1, 2, 3";
+
+/// What identities that call AI services used, by identity.
+const BY_IDENTITY: &str = "
+WITH own AS (
+  SELECT c.* FROM cloudtrail c
+  WHERE c.identity IS NOT NULL AND c.invoked_by IS NULL AND c.outcome = 'success'
+    AND c.identity IN (SELECT identity FROM cloudtrail WHERE event_source LIKE 'bedrock%' AND identity IS NOT NULL)
+    AND NOT EXISTS (SELECT 1 FROM exposed_credentials e WHERE e.credential = c.access_key_id))
+SELECT identity AS who, 'services' AS what, CAST(event_source AS VARCHAR) AS value, count(*) AS times, min(event_time) AS since FROM own GROUP BY 1, 2, 3
+UNION ALL SELECT identity, 'regions', CAST(aws_region AS VARCHAR), count(*), min(event_time) FROM own WHERE aws_region IS NOT NULL GROUP BY 1, 2, 3
+UNION ALL SELECT identity, 'networks', source_network, count(*), min(event_time) FROM own WHERE source_network IS NOT NULL GROUP BY 1, 2, 3
+UNION ALL SELECT identity, 'user_agents', user_agent_family(user_agent) || '*', count(*), min(event_time) FROM own WHERE user_agent IS NOT NULL GROUP BY 1, 2, 3
+UNION ALL SELECT identity, 'models', CAST(model_id AS VARCHAR), count(*), min(event_time) FROM own WHERE model_id IS NOT NULL GROUP BY 1, 2, 3
+UNION ALL SELECT identity, 'data_sources', data_source, count(*), min(event_time) FROM retrievals WHERE identity IS NOT NULL AND agent_id IS NULL AND data_source IS NOT NULL GROUP BY 1, 2, 3
+UNION ALL SELECT identity, 'credentials', access_key_id, count(*), min(event_time) FROM own WHERE access_key_id LIKE 'AKIA%' GROUP BY 1, 2, 3";
+
+/// Who → what → value → times seen.
+type Seen = BTreeMap<String, BTreeMap<String, BTreeMap<String, i64>>>;
+
+pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
+    let one = |error: Error| vec![error];
+    let (fingerprinter, dimensions) = (args.rules.fingerprinter()?, args.rules.dimensions()?);
+    let options: HashMap<String, String> = args.storage_options.iter().cloned().collect();
+    let runtime = runtime()?;
+    let limits = Limits::default();
+    let door = if args.from.is_empty() {
+        super::must_be_archive(&args.archive)?;
+        let archive = runtime.block_on(Archive::open(&args.archive, &options)).map_err(one)?;
+        runtime.block_on(Door::open(Rows::Archive(&archive), &dimensions, &fingerprinter, limits)).map_err(one)?
+    } else {
+        let inputs = runtime.block_on(files::resolve(&args.from, &options)).map_err(one)?;
+        let decoding = args.rules.decoding()?;
+        let settings = Settings { format: None, decoding, dimensions: dimensions.clone(), allow: args.rules.allow()?, detections: &[] };
+        let rows = replay(&inputs, settings, runtime.handle(), |_, _| {})?.rows;
+        runtime.block_on(Door::open(Rows::Memory(&rows), &dimensions, &fingerprinter, limits)).map_err(one)?
+    };
+    let ask = |sql: &'static str| {
+        let door = door.clone();
+        // On the runtime's own threads: their stacks are deep enough for any plan.
+        runtime.block_on(async move { tokio::spawn(async move { door.ask(sql).await }).await }).map_err(|_| one(Error::bug("the query panicked")))?.map_err(one)
+    };
+    let by_agent = seen(&ask(BY_AGENT)?, args.at_least).map_err(one)?;
+    let by_identity = seen(&ask(BY_IDENTITY)?, args.at_least).map_err(one)?;
+    if by_agent.is_empty() && by_identity.is_empty() {
+        return Err(one(Error::user("no agent and no identity that calls AI services was seen: nothing to propose")));
+    }
+    print!("{}", proposal(by_agent, by_identity));
+    Ok(Outcome::Clean)
+}
+
+fn seen(answer: &Answer, at_least: i64) -> KeyfuseResult<Seen> {
+    let mut all = Seen::new();
+    for batch in &answer.batches {
+        let text = |column: usize| arrow::compute::cast(batch.column(column), &DataType::Utf8);
+        let (who, what, value) = (text(0)?, text(1)?, text(2)?);
+        let (who, what, value) = (who.as_string::<i32>(), what.as_string::<i32>(), value.as_string::<i32>());
+        let times = batch.column(3).as_primitive::<Int64Type>();
+        for row in (0..batch.num_rows()).filter(|row| times.value(*row) >= at_least && !value.is_null(*row)) {
+            *all.entry(who.value(row).to_owned())
+                .or_default()
+                .entry(what.value(row).to_owned())
+                .or_default()
+                .entry(value.value(row).to_owned())
+                .or_default() += times.value(row);
+        }
+    }
+    Ok(all)
+}
+
+fn proposal(mut by_agent: Seen, by_identity: Seen) -> String {
+    let mut page = String::from(
+        "# Proposed by `keyfuse learn` from what was seen. It says what happened, not what should: read it, take out what does not\n# belong, name owners, and give it a valid_from.\n",
+    );
+    // An identity of exactly one agent belongs to its entry; others get one of their own.
+    let mut users: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (agent, seen) in &by_agent {
+        for identity in seen.get("identity").into_iter().flatten().map(|(identity, _)| identity) {
+            users.entry(identity.clone()).or_default().insert(agent.clone());
+        }
+    }
+    let mut rest = Seen::new();
+    for (identity, seen) in by_identity {
+        match users.get(&identity).map(|agents| agents.iter().collect::<Vec<_>>()).as_deref() {
+            Some([agent]) => {
+                let entry = by_agent.entry((*agent).clone()).or_default();
+                for (what, values) in seen {
+                    for (value, times) in values {
+                        *entry.entry(what.clone()).or_default().entry(value).or_default() += times;
+                    }
+                }
+            }
+            _ => {
+                rest.insert(identity, seen);
+            }
+        }
+    }
+    for (agent, seen) in &by_agent {
+        entry(&mut page, agent, None, seen, &users);
+    }
+    for (identity, seen) in &rest {
+        let name = identity.rsplit(['/', ':']).next().unwrap_or(identity);
+        entry(&mut page, name, Some(identity), seen, &users);
+    }
+    page
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
+
+fn entry(page: &mut String, agent: &str, identity: Option<&str>, seen: &BTreeMap<String, BTreeMap<String, i64>>, users: &BTreeMap<String, BTreeSet<String>>) {
+    let _ = write!(page, "\n[[agents]]\nagent_id = {}\n", quoted(agent));
+    let identities: Vec<&str> = identity.into_iter().chain(seen.get("identity").into_iter().flatten().map(|(identity, _)| identity.as_str())).collect();
+    match identities[..] {
+        [] => page.push_str("# identity: none was logged beside the agent\n"),
+        [one] => {
+            let _ = writeln!(page, "identity = {}", quoted(one));
+            if let Some(others) = users.get(one).filter(|agents| agents.len() > 1) {
+                let _ = writeln!(page, "# shared by {}: one identity per agent is better (SHR-01)", others.iter().cloned().collect::<Vec<_>>().join(", "));
+            }
+        }
+        [first, ..] => {
+            let _ = writeln!(page, "identity = {}  # also seen: {}", quoted(first), identities[1..].join(", "));
+        }
+    }
+    page.push_str("# owner = \"\"\n");
+    if let Some(environments) = seen.get("environment") {
+        let names: Vec<&String> = environments.keys().collect();
+        let _ = writeln!(page, "environment = {}{}", quoted(names[0]), if names.len() > 1 { "  # and others: SHR-02" } else { "" });
+    }
+    for list in ["tools", "data_sources", "models", "hosts", "services", "regions", "networks", "user_agents", "credentials"] {
+        let Some(values) = seen.get(list) else { continue };
+        if values.len() > LONGEST {
+            let _ = writeln!(page, "# {list}: {} different ones were seen; too many to list. Left open.", values.len());
+            continue;
+        }
+        let times: i64 = values.values().sum();
+        let list_of: Vec<String> = values.keys().map(|value| quoted(value)).collect();
+        let _ = writeln!(page, "{list} = [{}]  # {times} times", list_of.join(", "));
+    }
+}
