@@ -5,19 +5,18 @@ use std::path::PathBuf;
 
 use keyfuse::clock::parse_length;
 use keyfuse::clock::parse_time;
-use keyfuse::clock::{Micros, SECOND};
 use keyfuse::error::{At, Error, Result};
-use keyfuse::generate::{Generated, llmjacking, ordinary};
+use keyfuse::generate::{self, Generated, tell};
 
 use super::Outcome;
 
 /// Write a seeded story of logs with a truth file. The same seed gives the same bytes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder to write cloudtrail.jsonl, exposure_reports.jsonl and truth.jsonl to.
+    /// Folder to write the logs to, one file each, with truth.jsonl, agents.toml and approvals.toml.
     #[arg(long)]
     out: PathBuf,
-    /// llmjacking: a leaked key, raced, used and cut off too late. ordinary: nothing bad at all.
+    /// The story.
     #[arg(long, value_enum, default_value = "llmjacking")]
     story: Story,
     #[arg(long, default_value = "7")]
@@ -35,30 +34,37 @@ pub struct Args {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Story {
-    Llmjacking,
+    /// Nothing bad at all.
     Ordinary,
+    /// A leaked key, raced, used and cut off too late.
+    Llmjacking,
+    /// A document with instructions; a chain of agents reads a corpus and sends it out.
+    Injection,
+    /// Somebody inside reuses the identity of a batch job.
+    Insider,
 }
 
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let start = parse_time(&args.start).ok_or_else(|| vec![Error::user(format!("--start `{}` is not a time", args.start))])?;
     let length = parse_length(&args.length).filter(|l| *l > 0).ok_or_else(|| vec![Error::user(format!("--length `{}`: write 20m or 2h", args.length))])?;
-    let world = match args.story {
-        Story::Llmjacking => llmjacking(args.seed, start, length, args.events),
-        Story::Ordinary => ordinary(args.seed, start, length, args.events),
+    let story = match args.story {
+        Story::Ordinary => generate::Story::Ordinary,
+        Story::Llmjacking => generate::Story::Llmjacking,
+        Story::Injection => generate::Story::Injection,
+        Story::Insider => generate::Story::Insider,
     };
+    let world = tell(story, args.seed, start, length, args.events);
     let truth: Vec<Generated> = world.truth.iter().map(|act| Generated { event_time: 0, append_time: 0, text: act.to_string() }).collect();
     std::fs::create_dir_all(&args.out).at(|| format!("creating {}", args.out.display())).map_err(|error| vec![error])?;
-    for (name, records) in [("cloudtrail", &world.cloudtrail), ("exposure_reports", &world.exposure_reports), ("truth", &truth)] {
+    for (name, records) in world.logs().into_iter().chain([("truth", &truth[..])]) {
         write(&args.out.join(format!("{name}.jsonl")), records).map_err(|error| vec![error])?;
     }
-    let last = world.cloudtrail.iter().map(|record| record.append_time).max().unwrap_or(0);
-    eprintln!(
-        "{} CloudTrail records, {} reports, {} planted acts over {} s",
-        world.cloudtrail.len(),
-        world.exposure_reports.len(),
-        world.truth.len(),
-        (last - start as Micros) / SECOND
-    );
+    for (name, text) in [("agents.toml", &world.agents), ("approvals.toml", &world.approvals)] {
+        let path = args.out.join(name);
+        std::fs::write(&path, text).at(|| format!("writing {}", path.display())).map_err(|error| vec![error])?;
+    }
+    let counts: Vec<String> = world.logs().iter().map(|(name, records)| format!("{} {name}", records.len())).collect();
+    eprintln!("{}; {} planted acts", counts.join(", "), world.truth.len());
     Ok(Outcome::Clean)
 }
 

@@ -11,7 +11,7 @@ table!(agents, "Inventory of agents and services: what each one is, and what it 
     IDENTITY identity: Text "Role or user that it acts with, as in `cloudtrail.identity`.",
     OWNER owner: Text "Who answers for it.",
     ENVIRONMENT environment: Word "Environment that it belongs to.",
-    ROLES roles: Text "List of what it is: `agent`, `pipeline`, `platform`, `gateway`, `auditor`, `shared`.",
+    ROLES roles: Text "List of what it is: `agent`, `batch`, `serving`, `pipeline`, `gateway`, `auditor`, `shared` (by several agents), `human` (people take it).",
     TOOLS tools: Text "List of tools that it may call.",
     DATA_SOURCES data_sources: Text "List of indexes, knowledge bases, buckets that it may read.",
     MODELS models: Text "List of models that it may call.",

@@ -10,5 +10,6 @@ mod equality;
 mod formats;
 mod layers;
 mod service;
+mod stories;
 mod support;
 mod three_ways;
