@@ -355,7 +355,7 @@ fn published_mcp_messages_are_calls_or_say_what_they_are() {
     let Ok(folder) = std::env::var("KEYFUSE_REAL_LOGS") else {
         return println!("KEYFUSE_REAL_LOGS is not set: only our own samples were read");
     };
-    let pattern = format!("{folder}/mcp-messages/*/*.json");
+    let pattern = format!("{folder}/../mcp-messages/*/*.json");
     let mut calls = 0;
     for path in glob::glob(&pattern).expect("a pattern").flatten() {
         let text = std::fs::read(&path).expect("readable");

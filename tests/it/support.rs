@@ -89,6 +89,11 @@ pub fn metric(service: &Service, name: &str) -> u64 {
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
 }
 
+/// Rows of these tables so far: one record may be rows of several.
+pub fn rows_of(service: &Service, tables: &[&str]) -> u64 {
+    tables.iter().map(|table| metric(service, &format!("keyfuse_rows_total{{table=\"{table}\"}}"))).sum()
+}
+
 /// Waits until a condition holds; the limit only ends a test that has already failed.
 pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();

@@ -17,7 +17,7 @@ use keyfuse::source::files;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::support::{START, TestBroker, brokers, config, delivered, metric, of_book, plain_settings, sender, shipped, wait_for};
+use crate::support::{START, TestBroker, brokers, config, delivered, of_book, plain_settings, rows_of, sender, shipped, wait_for};
 
 /// One record and when it happened.
 struct Record {
@@ -96,7 +96,7 @@ fn three_ways(records: &[Record], broker: &TestBroker) -> Vec<String> {
         at = until;
     }
     sender.flush(std::time::Duration::from_secs(30)).expect("taken");
-    wait_for("all rows", || metric(&service, "keyfuse_rows_total") == records.len() as u64);
+    wait_for("all rows", || rows_of(&service, &["cloudtrail", "exposure_reports"]) == records.len() as u64);
     service.stop().expect("a clean stop");
     let live = delivered(&folder.path().join("alerts.ndjson"));
 
