@@ -560,6 +560,7 @@ fn latency() {
         dead_letter: None,
         detections: "detections".into(),
         known: Default::default(),
+        dimension_topics: Default::default(),
         networks: Vec::new(),
         mappings: Vec::new(),
         data: folder.path().join("data"),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use arrow::record_batch::RecordBatch;
 use serde_json::Value;
 
-use crate::clock::{DAY, Micros, SECOND, parse_length, parse_time};
+use crate::clock::{DAY, Micros, SECOND, parse_length, parse_time, rfc3339};
 use crate::error::{At, Error, Result};
 use crate::table::{DIMENSIONS, Kind, Rows, Table, agents, allow_list, approvals};
 
@@ -36,6 +36,17 @@ impl Files {
     }
 }
 
+/// What a compacted topic says under one key, in order of time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statement {
+    pub key: Vec<u8>,
+    /// An entry as a JSON object of column names; none takes back what was stated.
+    pub value: Option<Vec<u8>>,
+    pub at: Micros,
+    /// Where it stands, to be named in errors.
+    pub place: String,
+}
+
 /// An entry that says nothing of its end holds until then.
 const FOR_EVER: Micros = 4_102_444_800 * SECOND;
 
@@ -56,6 +67,38 @@ impl Dimensions {
             }
         }
         if problems.is_empty() { Ok(dimensions) } else { Err(problems) }
+    }
+
+    /// Adds what was stated under keys, message by message: an entry holds from when it was stated until the next one under its
+    /// key, or a tombstone. An entry's own `valid_from` and `valid_to` narrow that. Gives what could not be read.
+    pub fn add_statements(&mut self, table: &'static Table, statements: &[Statement]) -> Vec<Error> {
+        let mut problems = Vec::new();
+        let mut good = vec![self.of(table)];
+        for (number, statement) in statements.iter().enumerate() {
+            let Some(value) = &statement.value else { continue };
+            let until = statements[number + 1..].iter().find(|later| later.key == statement.key).map_or(FOR_EVER, |next| next.at);
+            let entry = serde_json::from_slice::<Value>(value).ok().filter(Value::is_object);
+            let Some(mut entry) = entry else {
+                problems.push(Error::user(format!("{}: no JSON object", statement.place)));
+                continue;
+            };
+            let own = |name: &str| entry.get(name).and_then(Value::as_str).and_then(parse_time);
+            let (from, to) = (own("valid_from").unwrap_or(statement.at).max(statement.at), own("valid_to").unwrap_or(until).min(until));
+            if from >= to {
+                continue;
+            }
+            entry["valid_from"] = rfc3339(from).into();
+            entry["valid_to"] = rfc3339(to).into();
+            let mut rows = Rows::new(table);
+            match append(&mut rows, table, &entry) {
+                Ok(()) => good.push(rows.finish()),
+                Err(message) => problems.push(Error::user(format!("{}: {message}", statement.place))),
+            }
+        }
+        if let Ok(all) = arrow::compute::concat_batches(&table.schema(), &good) {
+            self.rows.insert(table.name, all);
+        }
+        problems
     }
 
     /// The rows of a dimension.
@@ -182,6 +225,32 @@ pub fn by_name(name: &str) -> Option<&'static Table> {
 mod tests {
     use super::*;
     use arrow::array::AsArray;
+
+    #[test]
+    fn a_statement_holds_until_the_next_one_under_its_key() {
+        let state = |key: &str, value: Option<&str>, at: Micros| Statement {
+            key: key.into(),
+            value: value.map(|text| text.as_bytes().to_vec()),
+            at: at * DAY,
+            place: format!("agents/0@{at}"),
+        };
+        let statements = [
+            state("a", Some(r#"{"agent_id": "a", "tools": ["search"]}"#), 1),
+            state("b", Some("no json"), 2),
+            state("a", Some(r#"{"agent_id": "a", "tools": []}"#), 3),
+            state("a", None, 5),
+        ];
+        let mut dimensions = Dimensions::default();
+        let problems = dimensions.add_statements(&agents::TABLE, &statements);
+        assert_eq!(problems.len(), 1);
+        assert!(problems[0].to_string().contains("agents/0@2"));
+        let rows = dimensions.of(&agents::TABLE);
+        let times = |column: usize| {
+            let times = rows.column(column).as_primitive::<arrow::datatypes::TimestampMicrosecondType>();
+            (0..rows.num_rows()).map(|row| times.value(row) / DAY).collect::<Vec<_>>()
+        };
+        assert_eq!((times(agents::VALID_FROM), times(agents::VALID_TO)), (vec![1, 3], vec![3, 5]));
+    }
 
     #[test]
     fn toml_and_csv_say_the_same_and_mistakes_are_named() {

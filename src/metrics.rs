@@ -21,6 +21,7 @@ pub struct Metrics {
     pub detection_suspended: IntGaugeVec,
     pub detection_seconds: prometheus::CounterVec,
     pub detections_loaded: IntGauge,
+    pub reloads: IntCounter,
     pub reload_failures: IntCounter,
     pub event_to_append: HistogramVec,
     pub append_to_decided: Histogram,
@@ -77,6 +78,7 @@ impl Metrics {
                 prometheus::CounterVec::new(Opts::new("keyfuse_detection_seconds_total", "Time spent evaluating"), &["detection"])?,
             )?,
             detections_loaded: gauge("keyfuse_detections_loaded", "Detections that are evaluated")?,
+            reloads: counter("keyfuse_reloads_total", "Reloads of detections and dimensions that went through")?,
             reload_failures: counter("keyfuse_reload_failures_total", "Reloads refused because a file was bad; the old detections kept running")?,
             event_to_append: register(
                 &registry,

@@ -24,14 +24,14 @@ use crate::clock::{self, Micros};
 use crate::config::Config;
 use crate::decode::{self, Decoder, Message, read_mappings};
 use crate::detect::{Detection, Engine, read_folder};
-use crate::dimension::Dimensions;
+use crate::dimension::{Dimensions, Statement};
 use crate::error::{At, Error, Fault, Result};
 use crate::metrics::Metrics;
 use crate::network::Networks;
 use crate::secret::Fingerprinter;
 use crate::sink::{Delivery, Ndjson, Parcel, Sink};
 use crate::source::broker::Sender as KafkaSender;
-use crate::source::kafka::{Event, Fetched, KafkaSource, Poll, client_config};
+use crate::source::kafka::{Event, Fetched, KafkaSource, Keyed, Poll, client_config, read_all};
 use crate::table::{History, LookBack, Memory, Rows, TABLES, Table, alerts, cloudtrail as system, rejects, words};
 
 /// How far back alerts stay in memory and in the alert log after their last finding.
@@ -86,6 +86,7 @@ pub struct Service {
     pub health: Arc<Health>,
     orders: Sender<Order>,
     engine: std::thread::JoinHandle<Result<()>>,
+    stopped: Arc<AtomicBool>,
 }
 
 impl Service {
@@ -97,7 +98,7 @@ impl Service {
         let one = |error: Error| vec![error];
         let detections = read_folder(&config.detections)?;
         let fingerprinter = Fingerprinter::from_file(&config.data.join("fingerprint.key")).map_err(one)?;
-        let engine = Engine::new(&detections, &fingerprinter, &Dimensions::read(&config.known)?)?.with_residue_budget(config.residue_budget);
+        let engine = Engine::new(&detections, &fingerprinter, &dimensions(config)?)?.with_residue_budget(config.residue_budget);
         let decoding = decode::Settings {
             fingerprinter: fingerprinter.clone(),
             networks: Arc::new(Networks::open(&config.networks).map_err(one)?),
@@ -192,7 +193,13 @@ impl Service {
             .stack_size(16 << 20)
             .spawn(move || worker.run(events, &orders_out))
             .map_err(|error| one(Error::environment("starting the engine thread").because(error)))?;
-        Ok(Self { metrics, health, orders, engine })
+        let stopped = Arc::new(AtomicBool::new(false));
+        if !config.dimension_topics.is_empty() {
+            let (config, orders, stopped) = (config.clone(), orders.clone(), Arc::clone(&stopped));
+            let watcher = std::thread::Builder::new().name("dimensions".into()).spawn(move || watch_statements(&config, &orders, &stopped));
+            watcher.map_err(|error| one(Error::environment("starting the thread that watches dimensions").because(error)))?;
+        }
+        Ok(Self { metrics, health, orders, engine, stopped })
     }
 
     /// Reads the detections again; a bad file keeps the old ones running.
@@ -210,6 +217,7 @@ impl Service {
     /// # Errors
     /// What ended the service before it was asked to.
     pub fn stop(self) -> Result<()> {
+        self.stopped.store(true, Ordering::Relaxed);
         let _ = self.orders.send(Order::Stop);
         self.engine.join().map_err(|_| Error::bug("the engine thread panicked"))?
     }
@@ -703,7 +711,7 @@ impl Worker {
 
     fn reload(&mut self) {
         let outcome = read_folder(&self.config.detections).and_then(|detections| {
-            let dimensions = Dimensions::read(&self.config.known)?;
+            let dimensions = dimensions(&self.config)?;
             let engine = Engine::new(&detections, &self.fingerprinter, &dimensions)?.with_residue_budget(self.config.residue_budget);
             let allow = self.config.known.allow_list.as_deref().map_or(Ok(AllowList::default()), AllowList::read).map_err(|error| vec![error])?;
             allow.fits(&engine)?;
@@ -718,13 +726,60 @@ impl Worker {
             self.decide(None).map_err(|error| vec![error])
         });
         match loaded {
-            Ok(()) => tracing::info!(detections = self.detections.len(), "detections reloaded"),
+            Ok(()) => {
+                self.metrics.reloads.inc();
+                tracing::info!(detections = self.detections.len(), "detections reloaded");
+            }
             Err(errors) => {
                 self.metrics.reload_failures.inc();
                 for error in errors {
                     tracing::error!(%error, "reload refused; the detections that were running go on");
                 }
             }
+        }
+    }
+}
+
+/// What is known of one's own world: from files, and from compacted topics. A statement of a topic that cannot be read is told
+/// and left out; a file that cannot be read is refused whole.
+fn dimensions(config: &Config) -> Result<Dimensions, Vec<Error>> {
+    let mut dimensions = Dimensions::read(&config.known)?;
+    for (name, statements) in statements(config).map_err(|error| vec![error])? {
+        let Some(table) = crate::dimension::by_name(name) else { continue };
+        for error in dimensions.add_statements(table, &statements) {
+            tracing::error!(%error, dimension = name, "a statement was left out");
+        }
+    }
+    Ok(dimensions)
+}
+
+/// What the compacted topics of dimensions hold now.
+fn statements(config: &Config) -> Result<Vec<(&'static str, Vec<Statement>)>> {
+    let kafka = client_config(&config.kafka)?;
+    let statement = |m: Keyed| Statement { key: m.key, value: m.value, at: m.at, place: m.place };
+    config.dimension_topics.iter().map(|(name, topic)| Ok((*name, read_all(&kafka, topic)?.into_iter().map(statement).collect()))).collect()
+}
+
+/// How often the topics of dimensions are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// Asks for a reload whenever the topics of dimensions say something new.
+fn watch_statements(config: &Config, orders: &Sender<Order>, stopped: &AtomicBool) {
+    let mut known = statements(config).ok();
+    let mut looked = Instant::now();
+    while !stopped.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(100));
+        if looked.elapsed() < LOOK_EVERY {
+            continue;
+        }
+        looked = Instant::now();
+        match statements(config) {
+            Ok(now) if known.as_ref() != Some(&now) => {
+                known = Some(now);
+                let _ = orders.send(Order::Reload);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "the topics of dimensions cannot be read; what is known stays"),
         }
     }
 }

@@ -259,8 +259,12 @@ impl Demo {
             std::fs::write(detections.join(name), text).at(|| format!("writing {name}")).map_err(one)?;
         }
         let broker = Broker::start().map_err(one)?;
-        let topics = ["cloudtrail", "exposure-reports"];
-        for topic in topics {
+        let topics: Vec<&str> = keyfuse::shipped::STORY.iter().map(|(topic, ..)| *topic).collect();
+        let (agents, approvals) = (folder.join("agents.toml"), folder.join("approvals.toml"));
+        for (path, text) in [(&agents, keyfuse::shipped::INVENTORY.0), (&approvals, keyfuse::shipped::INVENTORY.1)] {
+            std::fs::write(path, text).at(|| format!("writing {}", path.display())).map_err(one)?;
+        }
+        for topic in &topics {
             broker.create_topic(topic, 2).map_err(one)?;
         }
         let config = Config {
@@ -268,7 +272,8 @@ impl Demo {
             topics: topics.iter().map(|name| Topic { name: (*name).to_owned(), format: None }).collect(),
             dead_letter: None,
             detections,
-            known: Files::default(),
+            known: Files { agents: Some(agents), approvals: Some(approvals), allow_list: None },
+            dimension_topics: Default::default(),
             networks: Vec::new(),
             mappings: Vec::new(),
             archive: folder.join("archive").to_string_lossy().into_owned(),
@@ -289,10 +294,12 @@ fn play(broker: &str, speed: Micros, stop: &AtomicBool, told: &AtomicBool) -> Re
     let mut settings = rdkafka::ClientConfig::new();
     settings.set("bootstrap.servers", broker).set("linger.ms", "5");
     let sender = Sender::new(&settings)?;
-    let (cloudtrail, reports) = keyfuse::shipped::STORY;
     let mut records: Vec<(Micros, &str, &str)> = Vec::new();
-    records.extend(cloudtrail.lines().filter_map(|line| Some((time_in(line, "\"eventTime\":\"")? + 3 * SECOND, "cloudtrail", line))));
-    records.extend(reports.lines().filter_map(|line| Some((time_in(line, "\"Date\":\"")? + 45 * SECOND, "exposure-reports", line))));
+    for (topic, mark, log) in keyfuse::shipped::STORY {
+        // A scanner needs a while, a log a moment.
+        let delay = if topic == "exposure-reports" { 45 * SECOND } else { 3 * SECOND };
+        records.extend(log.lines().filter_map(|line| Some((time_in(line, mark)? + delay, topic, line))));
+    }
     records.sort();
     let (Some(first), Some(last)) = (records.first().map(|r| r.0), records.last().map(|r| r.0)) else { return Ok(()) };
     let shift = clock::now() - last;
@@ -331,8 +338,11 @@ fn time_in(line: &str, mark: &str) -> Option<Micros> {
     parse_time(rest.split('"').next()?)
 }
 
-/// The record with every time of the story's day moved.
+/// The record with every time of the story's day moved: texts, and the nanoseconds of spans.
 fn moved(line: &str, shift: Micros) -> String {
+    if line.starts_with("{\"resourceSpans\"") {
+        return moved_nanos(line, shift);
+    }
     let mut out = String::with_capacity(line.len());
     let mut rest = line;
     while let Some(at) = rest.find("\"2026-") {
@@ -347,4 +357,21 @@ fn moved(line: &str, shift: Micros) -> String {
     }
     out.push_str(rest);
     out
+}
+
+fn moved_nanos(line: &str, shift: Micros) -> String {
+    const MARK: &str = "TimeUnixNano\":\"";
+    let mut out = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some(at) = rest.find(MARK) {
+        let (front, digits) = rest.split_at(at + MARK.len());
+        let end = digits.find('"').unwrap_or(digits.len());
+        out.push_str(front);
+        match digits[..end].parse::<i64>() {
+            Ok(nanos) => out.push_str(&(nanos + shift * 1000).to_string()),
+            Err(_) => out.push_str(&digits[..end]),
+        }
+        rest = &digits[end..];
+    }
+    out + rest
 }

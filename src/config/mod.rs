@@ -23,6 +23,8 @@ pub struct Config {
     pub detections: PathBuf,
     /// Files that say what is known of one's own world: agents, approvals, allow-list.
     pub known: Files,
+    /// Compacted topics that state entries of dimensions, by dimension.
+    pub dimension_topics: BTreeMap<&'static str, String>,
     /// MaxMind-format or CSV files that say to whom an address belongs.
     pub networks: Vec<PathBuf>,
     /// Mapping files: log formats of one's own.
@@ -58,6 +60,7 @@ struct File {
     allow_list: Option<PathBuf>,
     agents: Option<PathBuf>,
     approvals: Option<PathBuf>,
+    dimension_topics: BTreeMap<String, String>,
     networks: Vec<PathBuf>,
     mappings: Vec<PathBuf>,
     data: Option<PathBuf>,
@@ -175,6 +178,13 @@ impl Config {
         for error in Dimensions::read(&Files { allow_list: None, ..known.clone() }).err().into_iter().flatten() {
             problem("agents, approvals", error.to_string());
         }
+        let mut dimension_topics = BTreeMap::new();
+        for (name, topic) in file.dimension_topics {
+            match crate::dimension::by_name(&name).filter(|table| table.name != "allow_list") {
+                Some(table) => drop(dimension_topics.insert(table.name, topic)),
+                None => problem("[dimension_topics]", format!("`{name}` is no dimension that a topic can state: write agents or approvals")),
+            }
+        }
         let commit_every = file.archive.commit_every.as_deref().map_or(Some(5_000_000), parse_length).filter(|length| *length > 0);
         if commit_every.is_none() {
             problem("[archive] commit_every", "write a length such as 5s or 1m".into());
@@ -201,6 +211,7 @@ impl Config {
                 dead_letter: file.dead_letter,
                 detections,
                 known,
+                dimension_topics,
                 networks,
                 mappings,
                 data,

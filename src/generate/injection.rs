@@ -54,8 +54,7 @@ pub fn injection(w: &mut Writer, start: Micros, length: Micros) {
             &parent,
             &format!("invoke_agent {agent}"),
             1,
-            t,
-            40 * SECOND,
+            (t, 40 * SECOND),
             json!({"gen_ai.operation.name": "invoke_agent", "gen_ai.agent.id": agent}),
             &mut w.rng,
         );

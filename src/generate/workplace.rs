@@ -166,14 +166,14 @@ impl Trace {
         Self { id: format!("{:032x}", rng.random::<u128>()), root: format!("{:016x}", rng.random::<u64>()), service: service.to_owned(), spans: Vec::new() }
     }
 
-    /// Adds a span below `parent`; gives its id.
-    pub fn span(&mut self, parent: &str, name: &str, kind: i64, at: Micros, length: Micros, of: Value, rng: &mut StdRng) -> String {
+    /// Adds a span below `parent`, with its start and length; gives its id.
+    pub fn span(&mut self, parent: &str, name: &str, kind: i64, took: (Micros, Micros), of: Value, rng: &mut StdRng) -> String {
         let id = format!("{:016x}", rng.random::<u64>());
-        self.push(&id, parent, name, kind, at, length, &of);
+        self.push(&id, parent, name, kind, took, &of);
         id
     }
 
-    fn push(&mut self, id: &str, parent: &str, name: &str, kind: i64, at: Micros, length: Micros, of: &Value) {
+    fn push(&mut self, id: &str, parent: &str, name: &str, kind: i64, (at, length): (Micros, Micros), of: &Value) {
         self.spans.push(json!({"traceId": self.id, "spanId": id, "parentSpanId": parent, "name": name, "kind": kind,
             "startTimeUnixNano": (at * 1000).to_string(), "endTimeUnixNano": ((at + length) * 1000).to_string(), "attributes": attributes(of), "status": {}}));
     }
@@ -185,7 +185,7 @@ impl Trace {
             all.extend(of.clone());
         }
         let root = self.root.clone();
-        self.push(&root, "", &format!("invoke_agent {agent}"), 1, at, length, &all);
+        self.push(&root, "", &format!("invoke_agent {agent}"), 1, (at, length), &all);
         self.write(w, at + length);
     }
 
@@ -220,7 +220,7 @@ pub fn model_call(w: &mut Writer, trace: &mut Trace, parent: &str, agent: &Agent
     w.world.invocations.push(Generated { event_time: at, append_time: at + delay, text: log.to_string() });
     let of = json!({"gen_ai.operation.name": "chat", "gen_ai.provider.name": "aws.bedrock", "gen_ai.request.model": model, "gen_ai.agent.id": agent.name, "aws.request_id": request_id,
         "gen_ai.usage.input_tokens": input, "gen_ai.usage.output_tokens": output, "gen_ai.response.finish_reasons": ["end_turn"]});
-    trace.span(parent, "chat", 3, at, 2 * SECOND, of, &mut w.rng);
+    trace.span(parent, "chat", 3, (at, 2 * SECOND), of, &mut w.rng);
 }
 
 /// A tool call as the proxy before the tool server logs it.
@@ -240,13 +240,13 @@ pub fn retrieval(w: &mut Writer, trace: &mut Trace, parent: &str, agent: &str, s
     if let (Some(of), Some(more)) = (of.as_object_mut(), more.as_object()) {
         of.extend(more.clone());
     }
-    trace.span(parent, &format!("retrieval {source}"), 3, at, SECOND / 2, of, &mut w.rng);
+    trace.span(parent, &format!("retrieval {source}"), 3, (at, SECOND / 2), of, &mut w.rng);
 }
 
 /// An outbound call.
 pub fn outbound(w: &mut Writer, trace: &mut Trace, parent: &str, agent: &str, host: &str, bytes: i64, at: Micros) {
     let of = json!({"http.request.method": "POST", "url.full": format!("https://{host}/v1/messages"), "http.response.status_code": 200, "http.request.body.size": bytes, "agent.id": agent});
-    trace.span(parent, "POST", 3, at, SECOND / 4, of, &mut w.rng);
+    trace.span(parent, "POST", 3, (at, SECOND / 4), of, &mut w.rng);
 }
 
 const QUESTIONS: [&str; 5] = [

@@ -197,6 +197,70 @@ impl Asker {
     }
 }
 
+/// One message of a compacted topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keyed {
+    pub key: Vec<u8>,
+    /// None is a tombstone: what the key stood for is no more.
+    pub value: Option<Vec<u8>>,
+    pub at: Micros,
+    /// `topic/partition@offset`, to name it in errors.
+    pub place: String,
+}
+
+/// Everything that a compacted topic holds now, from its beginning to its end, in order of time.
+///
+/// # Errors
+/// The broker does not answer within half a minute.
+pub fn read_all(config: &ClientConfig, topic: &str) -> Result<Vec<Keyed>> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let place = || format!("reading the topic {topic}");
+    // A reader of its own: it belongs to no group and commits nothing.
+    let mut config = config.clone();
+    config.set("group.id", "keyfuse-reader").set("enable.auto.commit", "false").set("auto.offset.reset", "earliest");
+    let consumer: BaseConsumer = config.create().at(place)?;
+    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).at(place)?;
+    let partitions: Vec<i32> = metadata.topics().iter().flat_map(|topic| topic.partitions()).map(|partition| partition.id()).collect();
+    let mut left: HashMap<i32, i64> = HashMap::new();
+    let mut assignment = TopicPartitionList::new();
+    for partition in partitions {
+        let (low, high) = consumer.fetch_watermarks(topic, partition, PATIENCE).at(place)?;
+        if high > low {
+            left.insert(partition, high);
+            assignment.add_partition_offset(topic, partition, Offset::Offset(low)).at(place)?;
+        }
+    }
+    let mut all = Vec::new();
+    if left.is_empty() {
+        return Ok(all);
+    }
+    consumer.assign(&assignment).at(place)?;
+    let started = Instant::now();
+    while !left.is_empty() {
+        if started.elapsed() > PATIENCE {
+            return Err(Error::environment(format!("{}: its end was not reached within {} s", place(), PATIENCE.as_secs())));
+        }
+        let Some(message) = consumer.poll(Duration::from_millis(200)) else {
+            // Compaction and transactions leave offsets without a message: the position tells where reading stands.
+            let positions = consumer.position().at(place)?;
+            left.retain(|partition, high| match positions.find_partition(topic, *partition).map(|at| at.offset()) {
+                Some(Offset::Offset(at)) => at < *high,
+                _ => true,
+            });
+            continue;
+        };
+        let message = message.at(place)?;
+        let at = message.timestamp().to_millis().map_or(0, |millis| millis * 1000);
+        let place = format!("{topic}/{}@{}", message.partition(), message.offset());
+        all.push(Keyed { key: message.key().unwrap_or_default().to_vec(), value: message.payload().map(<[u8]>::to_vec), at, place });
+        if left.get(&message.partition()).is_some_and(|high| message.offset() + 1 >= *high) {
+            left.remove(&message.partition());
+        }
+    }
+    all.sort_by_key(|message| message.at);
+    Ok(all)
+}
+
 fn fetch(consumer: &BaseConsumer<Context>, stop: &AtomicBool, events: &SyncSender<Event>) {
     let mut topics: HashMap<String, Arc<str>> = HashMap::new();
     let mut told = None;

@@ -26,8 +26,7 @@ fn replay_finds_the_story_and_says_so_with_its_exit_code() {
     let truth = std::fs::read_to_string("sample-data/llmjacking/truth.jsonl").expect("the truth");
     for act in truth.lines() {
         let act: serde_json::Value = serde_json::from_str(act).expect("JSON");
-        let of_act =
-            |alert: &&serde_json::Value| alert["detection"] == act["detection"] && alert.to_string().contains(act["credential"].as_str().unwrap_or("?"));
+        let of_act = |alert: &&serde_json::Value| alert["detection"] == act["detection"] && alert.to_string().contains(act["subject"].as_str().unwrap_or("?"));
         assert!(alerts.iter().any(|alert| of_act(&alert)), "not found: {act}");
     }
     assert!(alerts.iter().all(|alert| alert["what_to_do"].as_str().is_some_and(|text| !text.is_empty())));
@@ -138,14 +137,18 @@ fn the_tests_of_detections_run_and_junit_is_written() {
 
 #[test]
 fn generated_pages_and_sample_data_are_fresh() {
-    for (args, path) in [(&["docs", "detections"][..], "detections/README.md"), (&["docs", "tables"][..], "docs/tables.md")] {
+    for (args, path) in
+        [(&["docs", "detections"][..], "detections/README.md"), (&["docs", "tables"][..], "docs/tables.md"), (&["docs", "formats"][..], "docs/formats.md")]
+    {
         let page = stdout(&keyfuse(args));
         let kept = std::fs::read_to_string(path).unwrap_or_default();
         assert!(page == kept, "{path} is stale: run `keyfuse {} > {path}`", args.join(" "));
     }
     let folder = tempfile::tempdir().expect("a folder");
     assert!(keyfuse(&["generate", "--events", "260", "--out", &folder.path().to_string_lossy()]).status.success());
-    for name in ["cloudtrail.jsonl", "exposure_reports.jsonl", "truth.jsonl"] {
+    for name in
+        ["cloudtrail.jsonl", "bedrock_invocations.jsonl", "spans.jsonl", "mcp.jsonl", "exposure_reports.jsonl", "truth.jsonl", "agents.toml", "approvals.toml"]
+    {
         let kept = std::fs::read(Path::new("sample-data/llmjacking").join(name)).expect("sample data");
         assert!(
             std::fs::read(folder.path().join(name)).expect("generated") == kept,
@@ -167,7 +170,14 @@ fn the_demo_tells_its_story_and_ends_cleanly() {
         assert!(text.contains(wanted), "{wanted} in\n{text}");
     }
     let archive = folder.path().join("archive").to_string_lossy().into_owned();
-    let count = keyfuse(&["sql", "--archive", &archive, "--format", "csv", "SELECT count(*) >= 315 AS whole FROM cloudtrail"]);
+    let count = keyfuse(&[
+        "sql",
+        "--archive",
+        &archive,
+        "--format",
+        "csv",
+        "SELECT (SELECT count(*) FROM cloudtrail) >= 206 AND (SELECT count(*) FROM model_invocations) >= 42 AND (SELECT count(*) FROM tool_calls) = 8 AS whole",
+    ]);
     assert_eq!(stdout(&count), "whole\ntrue\n", "{}", stderr(&count));
     let again = keyfuse(&["backtest", "EXP-01", "--archive", &archive, "--json"]);
     assert_eq!(again.status.code(), Some(1), "{}", stderr(&again));

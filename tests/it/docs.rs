@@ -5,6 +5,7 @@ use std::process::Command;
 
 use keyfuse::alert::AllowList;
 use keyfuse::config::Config;
+use keyfuse::dimension::{Dimensions, Files};
 
 /// The fenced blocks of a page whose info string starts with `kind`.
 fn blocks(page: &str, kind: &str) -> Vec<String> {
@@ -71,8 +72,34 @@ fn the_config_and_the_allow_list_of_the_docs_are_good() {
 }
 
 #[test]
+fn the_mapping_and_the_inventory_of_the_docs_are_good() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mapping = folder.path().join("acme.toml");
+    std::fs::write(&mapping, &blocks("docs/formats.md", "toml")[0]).expect("written");
+    let formats = keyfuse::decode::read_mappings(&[mapping]).expect("a good mapping");
+    assert_eq!(formats[0].name(), "acme_proxy");
+    let toml = blocks("docs/knowing-your-world.md", "toml");
+    let (agents, approvals) = (folder.path().join("agents.toml"), folder.path().join("approvals.toml"));
+    std::fs::write(&agents, &toml[0]).expect("written");
+    std::fs::write(&approvals, &toml[1]).expect("written");
+    let known =
+        Dimensions::read(&Files { agents: Some(agents), approvals: Some(approvals), allow_list: None }).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    assert!(known.knows(&keyfuse::table::agents::TABLE) && known.knows(&keyfuse::table::approvals::TABLE));
+}
+
+#[test]
 fn every_relative_link_leads_somewhere() {
-    for page in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/running.md", "detections/README.md", "benches/README.md"] {
+    for page in [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "docs/running.md",
+        "docs/formats.md",
+        "docs/themes.md",
+        "docs/knowing-your-world.md",
+        "detections/README.md",
+        "benches/README.md",
+    ] {
         let text = std::fs::read_to_string(page).unwrap_or_else(|error| panic!("{page}: {error}"));
         for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|target| !target.contains("://")) {
             let path = Path::new(page).parent().expect("a folder").join(target.split('#').next().unwrap_or_default());

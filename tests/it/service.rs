@@ -1,7 +1,5 @@
 //! The running service: dead letters, reload, HTTP, metrics, and a sink that is dead for a while.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -11,7 +9,7 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message as _;
 
-use crate::support::{START, brokers, config, delivered, metric, sender, wait_for};
+use crate::support::{START, brokers, config, delivered, get, metric, sender, wait_for};
 
 const DESTROYS: &str = r#"{"eventVersion":"1.11","eventTime":"2026-05-01T10:00:00Z","eventSource":"bedrock.amazonaws.com","eventName":"DeleteGuardrail","eventID":"d1","userIdentity":{"type":"IAMUser","arn":"arn:aws:iam::111122223333:user/x"},"additionalEventData":{"callWithBearerToken":true}}"#;
 
@@ -73,6 +71,59 @@ fn a_sink_that_was_dead_gets_its_alerts_at_the_next_start() {
     assert_eq!(names.len(), 2, "COV-03 and LLM-10: {names:?}");
 }
 
+fn inference(id: &str, who: &str, minute: i64) -> String {
+    let time = keyfuse::clock::rfc3339(START + minute * 60_000_000);
+    format!(
+        r#"{{"eventVersion":"1.11","eventTime":"{time}","eventSource":"bedrock.amazonaws.com","eventName":"InvokeModel","eventID":"{id}","userIdentity":{{"type":"IAMUser","arn":"arn:aws:iam::111122223333:user/{who}"}}}}"#
+    )
+}
+
+#[test]
+fn agents_are_known_from_a_file_and_from_a_compacted_topic_and_learnt_while_it_runs() {
+    for broker in brokers(1) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let topic = format!("{}-agents", broker.topic);
+        broker.create_topic(&topic);
+        let mut config = config(folder.path(), &broker.address, &[&broker.topic]);
+        let file = folder.path().join("agents.toml");
+        std::fs::write(&file, "[[agents]]\nagent_id = \"a\"\nidentity = \"arn:aws:iam::111122223333:user/in-file\"\n").expect("written");
+        config.known.agents = Some(file);
+        config.dimension_topics.insert("agents", topic.clone());
+        let sender = sender(&broker.address);
+        let state = |name: &str, minute: i64| {
+            let entry = format!(r#"{{"agent_id":"{name}","identity":"arn:aws:iam::111122223333:user/{name}"}}"#);
+            sender.send(&topic, Some(0), Some(name), entry.as_bytes(), Some(START + minute * 60_000_000)).expect("sent");
+        };
+        state("in-topic", 0);
+        sender.send(&topic, Some(0), Some("broken"), b"no json", Some(START)).expect("sent");
+        sender.flush(Duration::from_secs(10)).expect("taken");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+        let call = |id: &str, who: &str, minute: i64| {
+            let at = Some(START + minute * 60_000_000);
+            sender.send(&broker.topic, Some(0), None, inference(id, who, minute).as_bytes(), at).expect("sent");
+        };
+        call("1", "in-file", 1);
+        call("2", "in-topic", 2);
+        call("3", "stranger", 3);
+        wait_for("three rows", || metric(&service, "keyfuse_rows_total") == 3);
+        state("hired", 4);
+        wait_for("the statement", || metric(&service, "keyfuse_reloads_total") >= 1);
+        call("4", "hired", 5);
+        call("5", "second-stranger", 6);
+        wait_for("five rows", || metric(&service, "keyfuse_rows_total") == 5);
+        service.stop().expect("a clean stop");
+        let unknown: Vec<String> = delivered(&config.ndjson[0])
+            .values()
+            .filter(|alert| alert["detection"] == "LLM-07")
+            .map(|alert| alert["alert_key"]["identity"].as_str().unwrap_or_default().rsplit('/').next().unwrap_or_default().to_owned())
+            .collect();
+        let mut unknown = unknown;
+        unknown.sort();
+        assert_eq!(unknown, ["second-stranger", "stranger"], "on the {} broker", broker.name);
+    }
+}
+
 struct Running(Child);
 
 impl Drop for Running {
@@ -80,15 +131,6 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-fn get(port: u16, path: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    let status = answer.split(' ').nth(1)?.parse().ok()?;
-    Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! What several tests need: a service on the embedded broker, and the alerts of an engine that was never interrupted.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -34,6 +36,7 @@ pub fn config(folder: &Path, broker: &str, topics: &[&str]) -> Config {
         dead_letter: None,
         detections: PathBuf::from("detections"),
         known: Default::default(),
+        dimension_topics: Default::default(),
         networks: Vec::new(),
         mappings: Vec::new(),
         data: folder.join("data"),
@@ -58,7 +61,26 @@ pub struct TestBroker {
     pub name: &'static str,
     pub address: String,
     pub topic: String,
-    _embedded: Option<Broker>,
+    embedded: Option<Broker>,
+}
+
+impl TestBroker {
+    /// One more topic, with one partition.
+    pub fn create_topic(&self, topic: &str) {
+        match &self.embedded {
+            Some(embedded) => embedded.create_topic(topic, 1).expect("a topic"),
+            None => create_on_kafka(&self.address, topic, 1),
+        }
+    }
+}
+
+fn create_on_kafka(address: &str, topic: &str, partitions: i32) {
+    let mut settings = rdkafka::ClientConfig::new();
+    settings.set("bootstrap.servers", address);
+    let admin: AdminClient<_> = settings.create().expect("an admin client");
+    let fresh = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    let made = futures::executor::block_on(admin.create_topics([&fresh], &AdminOptions::new())).expect("Kafka answers");
+    assert!(made.iter().all(Result::is_ok), "{made:?}");
 }
 
 /// The embedded broker, and the real Apache Kafka at `KEYFUSE_KAFKA` where there is one (`tests/kafka.sh start` runs it).
@@ -66,16 +88,11 @@ pub fn brokers(partitions: i32) -> Vec<TestBroker> {
     let topic = format!("test-{}", rand::random::<u64>());
     let embedded = Broker::start().expect("a broker");
     embedded.create_topic(&topic, partitions).expect("a topic");
-    let mut brokers = vec![TestBroker { name: "embedded", address: embedded.address(), topic: topic.clone(), _embedded: Some(embedded) }];
+    let mut brokers = vec![TestBroker { name: "embedded", address: embedded.address(), topic: topic.clone(), embedded: Some(embedded) }];
     match std::env::var("KEYFUSE_KAFKA") {
         Ok(address) => {
-            let mut settings = rdkafka::ClientConfig::new();
-            settings.set("bootstrap.servers", &address);
-            let admin: AdminClient<_> = settings.create().expect("an admin client");
-            let fresh = NewTopic::new(&topic, partitions, TopicReplication::Fixed(1));
-            let made = futures::executor::block_on(admin.create_topics([&fresh], &AdminOptions::new())).expect("Kafka answers");
-            assert!(made.iter().all(Result::is_ok), "{made:?}");
-            brokers.push(TestBroker { name: "Apache Kafka", address, topic, _embedded: None });
+            create_on_kafka(&address, &topic, partitions);
+            brokers.push(TestBroker { name: "Apache Kafka", address, topic, embedded: None });
         }
         Err(_) => println!("KEYFUSE_KAFKA is not set: only the embedded broker was tried"),
     }
@@ -129,4 +146,14 @@ pub fn plain_settings(detections: &[Detection]) -> keyfuse::replay::Settings<'_>
         allow: AllowList::default(),
         detections,
     }
+}
+
+/// A page of a service: status and body.
+pub fn get(port: u16, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let status = answer.split(' ').nth(1)?.parse().ok()?;
+    Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
 }
