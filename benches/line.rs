@@ -15,7 +15,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use keyfuse::archive::{Archive, Positions, to_parquet};
 use keyfuse::clock::{self, MINUTE};
 use keyfuse::config::{Config, Topic};
-use keyfuse::decode::{Decoder, Message, Settings, format_by_name};
+use keyfuse::decode::{Decoder, FORMATS, Format, Message, Settings, format_by_name};
 use keyfuse::detect::{Detection, Engine};
 use keyfuse::dimension::Dimensions;
 use keyfuse::generate::ordinary;
@@ -39,8 +39,16 @@ fn main() {
         return broker(&args[1..]);
     }
     let wanted = |name: &str| args.is_empty() || args.iter().any(|arg| name.contains(arg.as_str()));
-    let benches: [(&str, fn()); 7] =
-        [("decode", decode), ("ingest", ingest), ("size", size), ("filter", filter), ("whole line", whole_line), ("residue", residue), ("latency", latency)];
+    let benches: [(&str, fn()); 8] = [
+        ("decode", decode),
+        ("formats", formats),
+        ("ingest", ingest),
+        ("size", size),
+        ("filter", filter),
+        ("whole line", whole_line),
+        ("residue", residue),
+        ("latency", latency),
+    ];
     for (name, bench) in benches {
         if wanted(name) {
             println!("\n## {name}\n");
@@ -120,6 +128,47 @@ fn decode_all(records: &[String], keep_raw: bool) -> usize {
         }
     }
     rows + decoder.finish().iter().map(|(_, batch)| batch.num_rows()).sum::<usize>()
+}
+
+/// Every log format over its own samples, bound to it and recognised (`auto`), beside CloudTrail's.
+fn formats() {
+    println!("Each format's samples, repeated to some 20 MB; one thread, messages in memory to Arrow batches, raw kept; median of five.\n");
+    println!("| format | records | bytes each | rows/CPU-s | MB/CPU-s | auto ÷ bound | MB/s ÷ cloudtrail |\n|---|---|---|---|---|---|---|");
+    let mut yardstick = None;
+    for format in FORMATS {
+        let samples: Vec<&str> = keyfuse::shipped::samples(format.name()).lines().collect();
+        let bytes: usize = samples.iter().map(|sample| sample.len()).sum();
+        let rounds = 20_000_000 / bytes.max(1);
+        let run = |bound: Option<&'static dyn Format>| {
+            let topic: Arc<str> = Arc::from("t");
+            let mut decoder = Decoder::new(bound, Settings::new(Fingerprinter::public()));
+            let mut rows = 0;
+            let mut offset = 0;
+            for _ in 0..rounds {
+                for sample in &samples {
+                    offset += 1;
+                    decoder.decode(Message { bytes: sample.as_bytes(), topic: &topic, partition: 0, offset: Some(offset), line: 1, append_time: Some(START) });
+                }
+                if decoder.rows() >= 8192 {
+                    rows += decoder.finish().iter().map(|(_, batch)| batch.num_rows()).sum::<usize>();
+                }
+            }
+            rows + decoder.finish().iter().map(|(_, batch)| batch.num_rows()).sum::<usize>()
+        };
+        let rows = run(Some(*format));
+        let (bound, auto) = (median_cpu(|| drop(run(Some(*format)))), median_cpu(|| drop(run(None))));
+        let rate = (bytes * rounds) as f64 / 1e6 / bound;
+        let yardstick = *yardstick.get_or_insert(rate);
+        println!(
+            "| {} | {} | {} | {:.0} | {rate:.0} | {:.2} | {:.2} |",
+            format.name(),
+            samples.len() * rounds,
+            bytes / samples.len().max(1),
+            rows as f64 / bound,
+            bound / auto,
+            rate / yardstick
+        );
+    }
 }
 
 /// The yardstick: arrow-json over the same leaves, nested as they come.
