@@ -156,7 +156,7 @@ fn formats() {
             rows + decoder.finish().iter().map(|(_, batch)| batch.num_rows()).sum::<usize>()
         };
         let rows = run(Some(*format));
-        let (bound, auto) = (median_cpu(|| drop(run(Some(*format)))), median_cpu(|| drop(run(None))));
+        let (bound, auto) = (median_cpu(|| _ = run(Some(*format))), median_cpu(|| _ = run(None)));
         let rate = (bytes * rounds) as f64 / 1e6 / bound;
         let yardstick = *yardstick.get_or_insert(rate);
         println!(
