@@ -123,13 +123,25 @@ impl Coverage {
             let fills =
                 |format: &&&dyn crate::decode::Format| format.tables().iter().any(|table| tables.contains(table.name) && table.name != "exposure_reports");
             let mut formats: BTreeSet<String> = FORMATS.iter().filter(fills).map(|format| format.name().to_owned()).collect();
-            if tables.contains("exposure_reports") {
+            // What keyfuse itself recognised in texts comes from the logs that carry texts, not from scanners.
+            let own_hits = detection.sql.contains("reporter = 'keyfuse'");
+            if own_hits {
+                let carries =
+                    |format: &&&dyn crate::decode::Format| !format.is_about_secrets() && format.tables().iter().any(|table| table.name == "exposure_reports");
+                formats.extend(FORMATS.iter().filter(carries).map(|format| format.name().to_owned()));
+            } else if tables.contains("exposure_reports") {
                 formats.extend(FORMATS.iter().filter(|format| format.is_about_secrets()).map(|format| format.name().to_owned()));
             }
             for tag in &detection.tags {
                 by_tag.entry(tag).or_default().push(detections.len());
             }
-            let seen = worst(tables.iter().map(|table| arrival(table)));
+            // What its query cannot do without: alternatives of a UNION count as one, dimensions that only take away not at all.
+            let streams = analysis.needs.met(&|scan| analysis.scans[scan].is_lineage() || arrival(&analysis.scans[scan].table) == Arrival::Arriving);
+            let required = analysis.required.iter().map(|table| arrival(table));
+            let seen = match streams {
+                true => worst(required.chain([Arrival::Arriving])),
+                false => worst(analysis.scans.iter().filter(|scan| scan.is_stream()).map(|scan| arrival(&scan.table)).chain(required)),
+            };
             detections.push(Needs { detection: detection.name.clone(), title: detection.title.clone(), level: detection.level.name(), tables, formats, seen });
         }
         let mut items = Vec::new();

@@ -47,6 +47,9 @@ pub struct Statement {
     pub place: String,
 }
 
+/// What an agent or service can be, as detections ask for it.
+const ROLES: [&str; 8] = ["agent", "batch", "serving", "pipeline", "gateway", "auditor", "shared", "human"];
+
 /// An entry that says nothing of its end holds until then.
 const FOR_EVER: Micros = 4_102_444_800 * SECOND;
 
@@ -74,27 +77,34 @@ impl Dimensions {
     pub fn add_statements(&mut self, table: &'static Table, statements: &[Statement]) -> Vec<Error> {
         let mut problems = Vec::new();
         let mut good = vec![self.of(table)];
-        for (number, statement) in statements.iter().enumerate() {
-            let Some(value) = &statement.value else { continue };
-            let until = statements[number + 1..].iter().find(|later| later.key == statement.key).map_or(FOR_EVER, |next| next.at);
-            let entry = serde_json::from_slice::<Value>(value).ok().filter(Value::is_object);
-            let Some(mut entry) = entry else {
+        // From the newest backwards: what stands under a key now ends where the one after it began.
+        let mut ends: std::collections::HashMap<&[u8], Micros> = std::collections::HashMap::new();
+        for statement in statements.iter().rev() {
+            let Some(value) = &statement.value else {
+                ends.insert(&statement.key, statement.at);
+                continue;
+            };
+            let Some(mut entry) = serde_json::from_slice::<Value>(value).ok().filter(Value::is_object) else {
                 problems.push(Error::user(format!("{}: no JSON object", statement.place)));
                 continue;
             };
+            let until = ends.get(statement.key.as_slice()).copied().unwrap_or(FOR_EVER);
             let own = |name: &str| entry.get(name).and_then(Value::as_str).and_then(parse_time);
-            let (from, to) = (own("valid_from").unwrap_or(statement.at).max(statement.at), own("valid_to").unwrap_or(until).min(until));
-            if from >= to {
-                continue;
-            }
+            let (from, to) = (own("valid_from").unwrap_or(statement.at), own("valid_to").unwrap_or(until).min(until));
             entry["valid_from"] = rfc3339(from).into();
-            entry["valid_to"] = rfc3339(to).into();
+            entry["valid_to"] = rfc3339(to.max(from + 1)).into();
             let mut rows = Rows::new(table);
             match append(&mut rows, table, &entry) {
-                Ok(()) => good.push(rows.finish()),
+                Ok(()) => {
+                    ends.insert(&statement.key, from);
+                    if from < to {
+                        good.push(rows.finish());
+                    }
+                }
                 Err(message) => problems.push(Error::user(format!("{}: {message}", statement.place))),
             }
         }
+        good[1..].reverse();
         if let Ok(all) = arrow::compute::concat_batches(&table.schema(), &good) {
             self.rows.insert(table.name, all);
         }
@@ -149,6 +159,9 @@ fn append(rows: &mut Rows, table: &'static Table, entry: &Value) -> Result<(), S
             (_, Value::Null) => continue,
             (Kind::Text, Value::Array(items)) if is_list(table, index) && items.iter().all(Value::is_string) => Value::from(value.to_string()),
             // CSV has no lists: `search;read_file`.
+            (Kind::Text, Value::String(text)) if is_list(table, index) && text.contains([',', '|', '[']) => {
+                return Err(format!("{name}: `{text}`: items of a list are separated by semicolons, as in search;read_file"));
+            }
             (Kind::Text, Value::String(text)) if is_list(table, index) => {
                 Value::from(Value::from_iter(text.split(';').map(str::trim).filter(|item| !item.is_empty())).to_string())
             }
@@ -172,6 +185,23 @@ fn append(rows: &mut Rows, table: &'static Table, entry: &Value) -> Result<(), S
                 return Err(format!("{needed} is missing: an approval names who may, who approved it, why, and from when to when"));
             }
         }
+    }
+    if std::ptr::eq(table, &agents::TABLE) {
+        if ["agent_id", "identity"].iter().all(|name| column(name).is_none_or(|index| !cells.contains_key(&index))) {
+            return Err("neither agent_id nor identity: the entry is about nobody".into());
+        }
+        let items = |name: &str| -> Vec<String> { column(name).and_then(|index| serde_json::from_str(cells.get(&index)?.as_str()?).ok()).unwrap_or_default() };
+        if let Some(role) = items("roles").iter().find(|role| !ROLES.contains(&role.as_str())) {
+            return Err(format!("roles: `{role}` is none of {}", ROLES.join(", ")));
+        }
+        if let Some(network) = items("networks").iter().find(|network| network.contains('/') && network.parse::<ipnet::IpNet>().is_err()) {
+            return Err(format!("networks: `{network}` is no network such as 10.30.1.0/24 or AS64500"));
+        }
+    }
+    if let Some((index, value)) =
+        cells.iter().find(|(index, value)| table.columns[**index].kind == Kind::Int && value.as_i64().is_some_and(|number| number < 0))
+    {
+        return Err(format!("{}: {value} is below zero", table.columns[*index].name));
     }
     if let (Some(from), Some(to)) = (from, to) {
         cells.entry(from).or_insert(Value::from(-DAY * 36_500));

@@ -6,6 +6,14 @@ pub const MESSAGE_BYTES: usize = 64 << 20;
 pub const UNPACKED_BYTES: usize = 256 << 20;
 /// Largest single record (bytes). CloudTrail's own cap is 256 kB.
 pub const RECORD_BYTES: usize = 1 << 20;
+/// Largest resource or scope of an OTLP request that each of its spans is given (bytes).
+pub const OTLP_SHARED_BYTES: usize = 64 << 10;
+/// Most that the records peeled from one wrapper may come to (bytes).
+pub const PEELED_BYTES: usize = 128 << 20;
+/// Credentials told of one record.
+pub const CREDENTIALS_PER_RECORD: usize = 100;
+/// Largest count or size that is believed: sums of such cannot overflow.
+pub const NATURAL: i64 = 1_000_000_000_000_000;
 /// Deepest nesting of one record. Real CloudTrail records reach 11.
 pub const NESTING: usize = 64;
 /// How much of a refused record is kept in `rejects.raw` (bytes).

@@ -20,7 +20,7 @@ pub struct Networks {
 struct Listed {
     network: String,
     #[serde(default)]
-    asn: Option<u32>,
+    asn: Option<String>,
     #[serde(default)]
     country: Option<String>,
 }
@@ -47,12 +47,20 @@ impl Networks {
                 continue;
             }
             let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path).user_at(place)?;
+            if !reader.headers().user_at(place)?.iter().any(|name| name == "network") {
+                return Err(Error::user(format!("{}: the first line must name the columns: network,asn,country", place())));
+            }
             for (number, row) in reader.deserialize::<Listed>().enumerate() {
                 let row = row.map_err(|error| Error::user(format!("{}: row {}: {error}; wanted: network,asn,country", place(), number + 1)))?;
                 let network: ipnet::IpNet = row
                     .network
                     .parse()
                     .map_err(|_| Error::user(format!("{}: row {}: `{}` is no network such as 203.0.113.0/24", place(), number + 1, row.network)))?;
+                let asn = row.asn.as_deref().map(|asn| asn.trim_start_matches("AS")).filter(|asn| !asn.is_empty());
+                if asn.is_some_and(|asn| asn.parse::<u32>().is_err()) {
+                    return Err(Error::user(format!("{}: row {}: `{}` is no AS number", place(), number + 1, asn.unwrap_or_default())));
+                }
+                let row = Listed { asn: asn.map(|asn| format!("AS{asn}")), ..row };
                 let (bits, length) = bits_of(network.addr(), network.prefix_len());
                 networks.listed.entry(length).or_default().insert(masked(bits, length), row);
             }
@@ -68,13 +76,15 @@ impl Networks {
     /// The network of an address as a log spells it. Anonymised logs have leading zeros, Azure masks the last part with
     /// `***`: both still have a block.
     pub fn of(&self, address: &str) -> Network {
+        // Dual-stack hosts write IPv4 as `::ffff:203.0.113.9`.
+        let address = address.strip_prefix("::ffff:").filter(|rest| rest.contains('.')).unwrap_or(address);
         let parsed = (!self.is_empty()).then(|| address.parse::<IpAddr>().ok()).flatten();
         let mut found = Network::default();
         if let Some(ip) = parsed {
             let (bits, _) = bits_of(ip, 0);
             let listed = self.listed.iter().rev().find_map(|(length, networks)| networks.get(&masked(bits, *length)));
             if let Some(listed) = listed {
-                found.name = listed.asn.map(|asn| format!("AS{asn}"));
+                found.name.clone_from(&listed.asn);
                 found.country.clone_from(&listed.country);
             }
             for database in &self.databases {
@@ -125,10 +135,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn maxmind_files_give_system_and_country() {
+        let networks = Networks::open(&["tests/it/data/asn.mmdb", "tests/it/data/country.mmdb"]).unwrap();
+        assert_eq!(networks.of("203.0.113.77"), Network { name: Some("AS64500".into()), country: Some("NL".into()) });
+        assert_eq!(networks.of("198.51.100.7"), Network { name: Some("198.51.100.0/24".into()), country: None });
+        assert!(Networks::open(&["Cargo.mmdb"]).is_err());
+    }
+
+    #[test]
     fn the_longest_listed_network_wins_and_the_block_is_the_fallback() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("networks.csv");
-        std::fs::write(&file, "network,asn,country\n203.0.113.0/24,64500,NL\n203.0.113.128/25,64501,\n2001:db8::/32,64502,FR\n").unwrap();
+        std::fs::write(&file, "network,asn,country\n203.0.113.0/24,64500,NL\n203.0.113.128/25,AS64501,\n2001:db8::/32,64502,FR\n").unwrap();
         let networks = Networks::open(&[&file]).unwrap();
         let name = |address: &str| networks.of(address).name;
         assert_eq!(networks.of("203.0.113.9"), Network { name: Some("AS64500".into()), country: Some("NL".into()) });
@@ -138,8 +156,11 @@ mod tests {
         assert_eq!(name("035.249.253.232").as_deref(), Some("035.249.253.0/24"), "leading zeros");
         assert_eq!(name("81.2.69.***").as_deref(), Some("81.2.69.0/24"), "masked by Azure");
         assert_eq!(name("2001:dba:7::1").as_deref(), Some("2001:dba:7::/48"));
+        assert_eq!(name("::ffff:203.0.113.9").as_deref(), Some("AS64500"));
         assert_eq!(name("AWS Internal"), None);
         std::fs::write(&file, "network,asn\nnowhere,1\n").unwrap();
         assert!(Networks::open(&[&file]).err().unwrap().to_string().contains("row 1"));
+        std::fs::write(&file, "203.0.113.0/24,1,NL\n").unwrap();
+        assert!(Networks::open(&[&file]).err().unwrap().to_string().contains("name the columns"));
     }
 }

@@ -33,7 +33,7 @@ pub struct Alert {
     pub title: String,
     pub level: String,
     pub alert_key: BTreeMap<String, serde_json::Value>,
-    /// Earliest and latest `alert_time` of its findings (microseconds, UTC).
+    /// Earliest and latest time of its findings (microseconds, UTC): `since` where they count, else `alert_time`.
     pub first_time: Micros,
     pub last_time: Micros,
     /// The smallest event ids among the findings; see [`Alert::evidence`].
@@ -57,6 +57,10 @@ impl Alert {
         let detection = &finding.detection;
         let fixed: BTreeMap<String, serde_json::Value> =
             finding.columns.iter().filter(|(_, merge, _)| *merge == Merge::First).map(|(name, _, value)| (name.clone(), value.json())).collect();
+        // A count is about its bucket; the first event of it is what a reader wants to see on a time line.
+        let since =
+            finding.columns.iter().find_map(|(name, _, value)| if let ("since", Scalar::Time(time)) = (name.as_str(), value) { Some(*time) } else { None });
+        let first_time = since.unwrap_or(finding.alert_time);
         let fixed_text =
             serde_json::to_string(&(&fixed, finding.alert_time, finding.key.iter().map(|(_, v)| v.json()).collect::<Vec<_>>())).unwrap_or_default();
         let mut hash = [0u8; 8];
@@ -69,8 +73,8 @@ impl Alert {
             title: detection.title.clone(),
             level: finding.level.name().to_owned(),
             alert_key: finding.key.iter().map(|(name, value)| (name.clone(), value.json())).collect(),
-            first_time: finding.alert_time,
-            last_time: finding.alert_time,
+            first_time,
+            last_time: finding.alert_time.max(first_time),
             evidence: finding.evidence.iter().cloned().collect(),
             payload: finding.columns.iter().map(|(name, _, value)| (name.clone(), value.json())).collect(),
             findings: BTreeSet::from([u64::from_le_bytes(hash)]),
@@ -147,16 +151,31 @@ impl Alert {
             object.insert("more".into(), self.more_sql().into());
             if let Some(detection) = detection {
                 object.insert("tags".into(), detection.tags.clone().into());
-                object.insert("what_to_do".into(), detection.what_to_do().into());
+                object.insert("what_to_do".into(), self.what_to_do(detection).into());
             }
         }
         document
     }
 
+    /// The runbook's steps, with what the alert knows put in for `<credential>`, `<trace_id>` and the like.
+    pub fn what_to_do(&self, detection: &Detection) -> String {
+        let mut steps = detection.what_to_do().to_owned();
+        let used = self.column("used_with").or_else(|| self.column("credential"));
+        let columns = self.alert_key.keys().chain(self.payload.keys()).filter_map(|name| Some((name.as_str(), self.column(name)?)));
+        for (name, value) in used.map(|value| ("credential", value)).into_iter().chain(columns) {
+            // What goes into a line to be pasted is no more than a word.
+            let plain = value.chars().all(|c| c.is_alphanumeric() || "-_./:@+=*".contains(c));
+            if plain && !value.is_empty() {
+                steps = steps.replace(&format!("<{name}>"), &value);
+            }
+        }
+        steps
+    }
+
     /// The SQL that shows the evidence.
     pub fn more_sql(&self) -> String {
         let ids: Vec<String> = self.evidence().iter().map(|id| format!("'{}'", id.replace('\'', "''"))).collect();
-        format!("SELECT * FROM cloudtrail WHERE event_id IN ({}) ORDER BY event_time", if ids.is_empty() { "NULL".into() } else { ids.join(", ") })
+        format!("SELECT * FROM activity WHERE event_id IN ({}) ORDER BY event_time", if ids.is_empty() { "NULL".into() } else { ids.join(", ") })
     }
 
     /// The value of an alert-key or payload column, as text.

@@ -26,6 +26,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
+    args.rules.decoding()?;
     let (mut allow, mut dimensions) = (args.rules.allow()?, args.rules.dimensions()?);
     let detections = match &args.config {
         Some(path) => {

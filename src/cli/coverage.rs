@@ -16,9 +16,9 @@ use super::{Outcome, Rules, runtime};
 /// Which framework items the detections serve, which logs they need, and which of those logs arrive.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Archive in which to look for what arrives. Without one, arrivals are unknown.
-    #[arg(long, default_value = "keyfuse-data/archive")]
-    archive: String,
+    /// Archive in which to look for what arrives (default: keyfuse-data/archive where there is one). Without one, arrivals are unknown.
+    #[arg(long)]
+    archive: Option<String>,
     #[command(flatten)]
     rules: Rules,
     /// How it is written; `navigator` is an ATT&CK Navigator layer.
@@ -44,11 +44,20 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let engine = Engine::new(&detections, &args.rules.fingerprinter()?, &dimensions)?;
     let mut arrivals: BTreeMap<String, Arrival> =
         DIMENSIONS.iter().map(|table| (table.name.to_owned(), if dimensions.knows(table) { Arrival::Arriving } else { Arrival::Never })).collect();
-    let there = args.archive.contains("://") || Path::new(&args.archive).join("rejects/_delta_log").is_dir();
-    if there {
+    args.rules.decoding()?;
+    let usual = "keyfuse-data/archive";
+    let archive = match args.archive {
+        Some(place) => {
+            super::must_be_archive(&place)?;
+            Some(place)
+        }
+        None => Path::new(usual).join("rejects/_delta_log").is_dir().then(|| usual.to_owned()),
+    };
+    let there = archive.is_some();
+    if let Some(place) = archive {
         let runtime = runtime()?;
         let options: HashMap<String, String> = args.storage_options.iter().cloned().collect();
-        let archive = std::sync::Arc::new(runtime.block_on(Archive::open(&args.archive, &options)).map_err(one)?);
+        let archive = std::sync::Arc::new(runtime.block_on(Archive::open(&place, &options)).map_err(one)?);
         let history = keyfuse::archive::ArchiveHistory { archive, runtime: runtime.handle().clone() };
         let latest: Vec<_> = STREAMS.iter().map(|table| (table.name, history.latest(table))).collect();
         let newest = latest.iter().filter_map(|(_, time)| *time).max();
@@ -109,7 +118,15 @@ fn table(coverage: &Coverage, looked: bool) {
     for table in STREAMS.iter().chain(DIMENSIONS) {
         let readers: Vec<&str> = coverage.detections.iter().filter(|needs| needs.tables.contains(table.name)).map(|needs| needs.detection.as_str()).collect();
         let arrival = coverage.arrivals.get(table.name).copied().unwrap_or(Arrival::Unknown);
-        println!("  {:<20} {:<11} read by {} detections", table.name, word(arrival), readers.len());
+        // A dimension is a file that is given or not.
+        let word = if STREAMS.iter().any(|stream| stream.name == table.name) {
+            word(arrival)
+        } else if arrival == Arrival::Arriving {
+            "given"
+        } else {
+            "not given"
+        };
+        println!("  {:<20} {word:<11} read by {} detections", table.name, readers.len());
     }
     let blind: Vec<&str> =
         coverage.detections.iter().filter(|needs| matches!(needs.seen, Arrival::Never | Arrival::Stopped)).map(|n| n.detection.as_str()).collect();
@@ -118,7 +135,9 @@ fn table(coverage: &Coverage, looked: bool) {
         (true, false) => println!("\nNo archive was looked at: name one with --archive to see what arrives."),
         (false, _) => {
             println!("\n{} of {} detections do not get all that they read: {}", blind.len(), coverage.detections.len(), blind.join(" "));
-            println!("A log that is missing is switched on at its source, then its topic is named in the config; dimensions are files (agents, approvals).");
+            println!(
+                "A log that is missing is switched on at its source, then its topic is named in the config; agents and approvals are files: --agents, --approvals."
+            );
         }
     }
 }

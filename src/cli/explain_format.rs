@@ -92,7 +92,9 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
             }
             let mut leaves = Vec::new();
             leaves_of(&serde_json::from_str(&raw).unwrap_or(Value::Null), "", &mut leaves);
-            for (path, value) in leaves.into_iter().filter(|(_, value)| !held.contains(&spelling(value))) {
+            // Each path once a row, however long its list.
+            let mut told: BTreeSet<String> = BTreeSet::new();
+            for (path, value) in leaves.into_iter().filter(|(path, value)| !held.contains(&spelling(value)) && told.insert(path.clone())) {
                 kind.left.entry(path).or_insert_with(|| (0, value)).0 += 1;
             }
         }

@@ -118,7 +118,7 @@ fn seen(answer: &Answer, at_least: i64) -> KeyfuseResult<Seen> {
 
 fn proposal(mut by_agent: Seen, by_identity: Seen) -> String {
     let mut page = String::from(
-        "# Proposed by `keyfuse learn` from what was seen. It says what happened, not what should: read it, take out what does not\n# belong, name owners, and give it a valid_from.\n",
+        "# Proposed by `keyfuse learn` from what was seen. It says what happened, not what should: read it, take out what does not\n# belong (look up each entry in `alerts` first: a thief's other identities are in here too), name owners and roles, and give it a\n# valid_from. Counts are of log rows: a call that three logs tell of counts three times.\n",
     );
     // An identity of exactly one agent belongs to its entry; others get one of their own.
     let mut users: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -172,7 +172,7 @@ fn entry(page: &mut String, agent: &str, identity: Option<&str>, seen: &BTreeMap
             let _ = writeln!(page, "identity = {}  # also seen: {}", quoted(first), identities[1..].join(", "));
         }
     }
-    page.push_str("# owner = \"\"\n");
+    page.push_str("# owner = \"\"\n# roles = []  # agent, batch, serving, pipeline, gateway, auditor, shared, human: detections ask for them\n");
     if let Some(environments) = seen.get("environment") {
         let names: Vec<&String> = environments.keys().collect();
         let _ = writeln!(page, "environment = {}{}", quoted(names[0]), if names.len() > 1 { "  # and others: SHR-02" } else { "" });
@@ -183,8 +183,12 @@ fn entry(page: &mut String, agent: &str, identity: Option<&str>, seen: &BTreeMap
             let _ = writeln!(page, "# {list}: {} different ones were seen; too many to list. Left open.", values.len());
             continue;
         }
-        let times: i64 = values.values().sum();
-        let list_of: Vec<String> = values.keys().map(|value| quoted(value)).collect();
-        let _ = writeln!(page, "{list} = [{}]  # {times} times", list_of.join(", "));
+        // One per line with how often: what was seen once is where a reader should look.
+        let most = values.values().max().copied().unwrap_or(0);
+        let _ = writeln!(page, "{list} = [");
+        for (value, times) in values {
+            let _ = writeln!(page, "  {},  # {times} times{}", quoted(value), if *times * 20 < most { ", rare" } else { "" });
+        }
+        page.push_str("]\n");
     }
 }

@@ -70,7 +70,12 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
                 allow: keyfuse::alert::AllowList::default(),
                 detections: &[],
             };
-            let rows: Memory = replay(&inputs, settings, runtime.handle(), |_, _| {})?.rows;
+            let replayed = replay(&inputs, settings, runtime.handle(), |_, _| {})?;
+            let refused: u64 = replayed.summary.rejects.values().sum();
+            if refused > 0 {
+                eprintln!("keyfuse: {refused} of {} records were refused and are not in the answer; see the table rejects", replayed.summary.records());
+            }
+            let rows: Memory = replayed.rows;
             runtime.block_on(Door::open(Rows::Memory(&rows), &dimensions, &fingerprinter, limits)).map_err(one)?
         }
         true => {

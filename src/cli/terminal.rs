@@ -70,10 +70,10 @@ impl Style {
             let _ = writeln!(out, "   {}", self.dim(&line));
         }
         if let (true, Some(detection)) = (steps, detection) {
-            let lines = detection.what_to_do().lines().skip_while(|line| !line.starts_with("1."));
+            let steps = alert.what_to_do(detection);
+            let lines = steps.lines().skip_while(|line| !line.starts_with("1."));
             let first: Vec<&str> = lines.take_while(|line| !line.starts_with("2.")).map(|line| line.trim_start_matches("1.").trim()).collect();
-            let credential = alert.column("used_with").or_else(|| alert.column("credential")).unwrap_or_else(|| "<credential>".into());
-            let words: Vec<String> = first.join(" ").replace("<credential>", &credential).split(' ').map(str::to_owned).collect();
+            let words: Vec<String> = first.join(" ").split(' ').map(str::to_owned).collect();
             for (number, line) in wrapped(&words, " ").into_iter().enumerate() {
                 let _ = writeln!(out, "   {} {line}", if number == 0 { "→" } else { " " });
             }

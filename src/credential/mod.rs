@@ -41,6 +41,10 @@ enum Alphabet {
     TokenDot,
     /// Letters, digits, `+`, `/`, `=`.
     Base64,
+    /// What stands behind `Bearer`: RFC 6750's characters.
+    Bearer,
+    /// A value of a URL's query, percent-encoded.
+    UrlValue,
     /// The user and password part of a URL.
     UrlUser,
     /// A JSON string: everything up to the closing quote.
@@ -98,20 +102,26 @@ impl CredentialKind {
         match self.place {
             Place::Prefix => starts_apart(bytes, start).then(|| fits(start, end)).flatten(),
             Place::JsonKey => {
-                // `"key": "value"`, or the same once more inside a JSON string: `\"key\":\"value\"`.
-                let glue = bytes[end..].iter().take_while(|b| b.is_ascii_whitespace() || matches!(b, b'"' | b':' | b'\\')).count();
+                // `"key": "value"`, the same once more inside a JSON string (`\"key\":\"value\"`), as Python prints it
+                // (`'key': 'value'`), as YAML (`key: value`), as XML (`<key>value`).
+                let glue = bytes[end..].iter().take(16).take_while(|b| b.is_ascii_whitespace() || b"\"':=>\\".contains(b)).count();
                 let between = &bytes[end..end + glue];
-                if !between.contains(&b':') || between.last() != Some(&b'"') {
+                if !between.iter().any(|b| b":=>".contains(b)) {
                     return None;
                 }
-                let length = self.alphabet.run(&bytes[end + glue..], usize::MAX);
-                (length >= self.length.0).then_some(end + glue..end + glue + length)
+                let first = end + glue;
+                let length = match between.last() {
+                    Some(b'"') => self.alphabet.run(&bytes[first..], usize::MAX),
+                    Some(b'\'') => bytes[first..].iter().take_while(|b| !b"'\"\\".contains(b)).count(),
+                    _ => bytes[first..].iter().take_while(|b| b.is_ascii_graphic() && !b"\"'\\<,;}".contains(b)).count(),
+                };
+                (length >= self.length.0).then_some(first..first + length)
             }
             Place::Setting => {
                 let glue = bytes[end..].iter().take(8).take_while(|b| b" \t=:\"'\\".contains(b)).count();
                 let first = end + glue;
                 // A mark that ends in white space brings its own separation.
-                let separated = glue > 0 || self.mark.ends_with(' ');
+                let separated = glue > 0 || self.mark.ends_with([' ', '=']);
                 let range = separated.then(|| fits(first, first)).flatten()?;
                 looks_random(&bytes[range.clone()]).then_some(range)
             }
@@ -128,11 +138,17 @@ impl CredentialKind {
                 memchr::memmem::find(header, b"PRIVATE KEY")?;
                 let body = &bytes[end..bytes.len().min(end + self.length.1)];
                 // A key that is cut short is a key all the same: everything that could be its body goes.
-                let length = memchr::memmem::find(body, b"-----END").unwrap_or_else(|| body.iter().take_while(|b| **b != b'"').count());
+                let mut length = memchr::memmem::find(body, b"-----END").unwrap_or_else(|| body.iter().take_while(|b| **b != b'"').count());
+                // The bound may lie inside a character.
+                while length > 0 && bytes.get(end + length).is_some_and(|byte| byte & 0xc0 == 0x80) {
+                    length -= 1;
+                }
                 (length >= self.length.0).then_some(start..end + length)
             }
             Place::Jwt => {
-                let range = starts_apart(bytes, start).then(|| fits(start, end)).flatten()?;
+                // A header of some length first: a text of marks alone would cost its square.
+                let header = bytes[end..].iter().take(16).take_while(|b| Alphabet::Token.holds(**b)).count();
+                let range = (header >= 8 && starts_apart(bytes, start)).then(|| fits(start, end)).flatten()?;
                 let mut parts = bytes[range.clone()].split(|b| *b == b'.');
                 let claims = parts.nth(1).is_some_and(|claims| claims.starts_with(b"eyJ"));
                 (claims && parts.next().is_some_and(|signature| signature.len() >= 16)).then_some(range)
@@ -150,12 +166,16 @@ impl CredentialKind {
     }
 }
 
-/// Whether what begins here is no continuation of a word. The `n` of an escaped line break in JSON text is none.
+/// Whether what begins here is no continuation of a word. The `n` of an escaped line break in JSON text is none, nor are the
+/// digits of `\u003e` and `%3D`.
 fn starts_apart(bytes: &[u8], start: usize) -> bool {
     let Some(before) = start.checked_sub(1).map(|at| bytes[at]) else { return true };
     let word = before.is_ascii_alphanumeric() || before == b'_';
     let escape = matches!(before, b'n' | b'r' | b't') && start >= 2 && bytes[start - 2] == b'\\';
-    !word || escape
+    let hex = |from: usize| bytes[from..start].iter().all(u8::is_ascii_hexdigit);
+    let unicode = start >= 6 && &bytes[start - 6..start - 4] == b"\\u" && hex(start - 4);
+    let percent = start >= 3 && bytes[start - 3] == b'%' && hex(start - 2);
+    !word || escape || unicode || percent
 }
 
 /// Whether a value is chance rather than a word: no placeholder, no sentence, at least three bits per character.
@@ -182,6 +202,8 @@ impl Alphabet {
             Alphabet::Token => byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_',
             Alphabet::TokenDot => byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~'),
             Alphabet::Base64 => byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'='),
+            Alphabet::Bearer => byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~' | b'+' | b'/' | b'='),
+            Alphabet::UrlValue => byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~' | b'%' | b'+' | b'/'),
             Alphabet::UrlUser => byte.is_ascii_graphic() && !matches!(byte, b':' | b'/' | b'@' | b'"' | b'\\' | b'<' | b'>'),
             Alphabet::JsonString => byte != b'"',
         }
@@ -195,7 +217,7 @@ impl Alphabet {
             // The backslash of a closing `\"` is not part of the value.
             (Alphabet::JsonString, Some(b'\\')) => length - 1,
             // A full stop behind a token ends the sentence.
-            (Alphabet::TokenDot, Some(b'.')) => length - 1,
+            (Alphabet::TokenDot | Alphabet::Bearer, Some(b'.')) => length - 1,
             _ => length,
         }
     }
@@ -243,7 +265,11 @@ pub fn named_in(text: &str) -> Vec<Named<'_>> {
     let named = NAMES.find_iter(text).filter_map(|mark| {
         if mark.pattern().as_usize() == 0 {
             let name = text.get(mark.start() + 1..mark.start() + 36).filter(|_| bytes.get(mark.start() + 36) == Some(&b']'))?;
-            let open = text[..mark.start()].rfind('[')?;
+            if !name[3..].bytes().all(|b| b.is_ascii_hexdigit()) {
+                return None;
+            }
+            // No kind has a longer name.
+            let open = memchr::memrchr(b'[', &bytes[mark.start().saturating_sub(48)..mark.start()])? + mark.start().saturating_sub(48);
             let kind = &text[open + 1..mark.start()];
             let known = KINDS.iter().find(|known| known.name == kind)?;
             return Some(Named { kind, class: known.class, name });
@@ -385,6 +411,36 @@ mod tests {
         }
         let names: std::collections::BTreeSet<_> = KINDS.iter().map(|kind| kind.name).collect();
         assert!(names.len() >= 60, "{}", names.len());
+    }
+
+    #[test]
+    fn other_spellings_of_a_secret_are_found_too() {
+        let secret = "q3Zr8Kd1Lw7Xe5Tn9Vb2q3Zr8Kd1Lw7Xe5Tn9Vb2";
+        let token = format!("ghp_{}", "a1B2".repeat(9));
+        for text in [
+            format!("{{'SecretAccessKey': '{secret}', 'x': 1}}"),
+            format!("SecretAccessKey: {secret}\\nnext: 1"),
+            format!("<SecretAccessKey>{secret}</SecretAccessKey>"),
+            format!("authorization: bearer {secret}"),
+            format!("Authorization: Bearer {secret}+/="),
+            format!("Authorization: Basic {secret}"),
+            format!("\"x-api-key\": \"{secret}\""),
+            format!("https://s3/x?X-Amz-Security-Token={secret}%2F&a=1"),
+            format!("https://blob/x?sv=1&sig={secret}%3D"),
+            format!("\\u003e{token}"),
+            format!("a%3D{token}"),
+        ] {
+            let masked = replace_secrets(&text, &Fingerprinter::public());
+            assert!(!masked.contains("Zr8Kd1Lw") && !masked.contains("a1B2a1B2"), "{text} → {masked}");
+        }
+    }
+
+    #[test]
+    fn a_key_without_an_end_may_be_cut_inside_a_character() {
+        for pad in 0..3 {
+            let text = format!("-----BEGIN PRIVATE KEY-----{}{}", "a".repeat(pad), "é€😀".repeat(6_000));
+            assert!(replace_secrets(&text, &Fingerprinter::public()).contains("private_key"));
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ impl Format for AgentGateway {
 
     fn decode(&self, record: &Record<'_>, out: &mut Out<'_>) -> Result<(), Refusal> {
         let v = parse(record)?;
-        let get = |name: &str| v.get(name).filter(|value| !value.is_null());
+        let get = |name: &str| v.get(name).filter(|value| !value.is_null() && value.as_str() != Some(""));
         let is_model = get("gen_ai.request.model").is_some() && get("mcp.method.name").is_none();
         let mut d = Draft::new(if is_model { &model_invocations::TABLE } else { &tool_calls::TABLE });
         d.event_time = first(&v, &["/timestamp", "/time", "/@timestamp"]).and_then(time);
@@ -50,8 +50,7 @@ impl Format for AgentGateway {
         if d.text("identity").is_none() {
             d.set_json("identity", get("src.identity"));
         }
-        // `203.0.113.9:51234`, `[2001:db8::1]:443`.
-        let address = get("src.addr").and_then(Value::as_str).map(|text| text.rsplit_once(':').map_or(text, |(host, _)| host).trim_matches(['[', ']']));
+        let address = get("src.addr").and_then(Value::as_str).map(super::draft::address);
         d.set("source_ip", address);
         let status = get("http.status").and_then(int);
         let error = first(&v, &["/mcp.error.code", "/error"]);
@@ -59,7 +58,7 @@ impl Format for AgentGateway {
         d.set("outcome", Some(outcome(code.as_deref(), status, false))).set_json("error_code", error);
         d.set(
             "duration_micros",
-            get("duration").and_then(Value::as_str).and_then(|text| text.strip_suffix("ms")?.parse::<i64>().ok()).map(|millis| millis * 1000),
+            get("duration").and_then(Value::as_str).and_then(|text| text.strip_suffix("ms")?.parse::<i64>().ok()).map(|millis| millis.saturating_mul(1000)),
         );
         if is_model {
             for (column, name) in [

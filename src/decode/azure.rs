@@ -64,7 +64,7 @@ impl Format for AzureOpenAi {
             d.set("model_id", model).set("response_model", name.map(|name| format!("{name} {version}").trim_end().to_owned()));
             d.set("streamed", properties.get("streamType").and_then(Value::as_str).map(|kind| kind.eq_ignore_ascii_case("streaming")));
             d.set("prompt_chars", properties.get("requestLength").and_then(int)).set("output_chars", properties.get("responseLength").and_then(int));
-            d.set("duration_micros", v.get("durationMs").and_then(int).filter(|millis| *millis >= 0).map(|millis| millis * 1000));
+            d.set("duration_micros", v.get("durationMs").and_then(int).filter(|millis| *millis >= 0).map(|millis| millis.saturating_mul(1000)));
         } else {
             let action = match v.get("operationName").and_then(Value::as_str) {
                 Some("ListKey" | "List Keys") => "api_key.listed".to_owned(),

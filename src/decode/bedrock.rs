@@ -154,6 +154,10 @@ impl Answer {
             "/outputText",
             "/choices/0/delta/content",
             "/delta/thinking",
+            "/delta/reasoningContent/text",
+            "/contentBlockDelta/delta/reasoningContent/text",
+            "/outputs/0/text",
+            "/text",
         ] {
             if let Some(part) = chunk.pointer(path).and_then(Value::as_str) {
                 // No separator: what one chunk begins the next one ends.

@@ -232,6 +232,22 @@ struct Resource<'a> {
     arn: Field<'a>,
 }
 
+/// Objects that a wrong type at their place would make unreadable as a whole.
+const OBJECTS: &[&str] = &[
+    "userIdentity",
+    "sessionContext",
+    "sessionIssuer",
+    "attributes",
+    "tlsDetails",
+    "onBehalfOf",
+    "inScopeOf",
+    "requestParameters",
+    "responseElements",
+    "additionalEventData",
+    "credentials",
+    "accessKey",
+];
+
 impl Format for CloudTrail {
     fn name(&self) -> &str {
         "cloudtrail"
@@ -243,6 +259,10 @@ impl Format for CloudTrail {
 
     fn tables(&self) -> &[&'static Table] {
         TABLES
+    }
+
+    fn objects(&self) -> &[&str] {
+        OBJECTS
     }
 
     fn recognises(&self, text: &str) -> bool {

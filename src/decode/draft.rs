@@ -9,6 +9,7 @@ use super::content::{Seen, destination};
 use super::{Out, Reason, Record, Refusal, hashed_id};
 use crate::clock::{Micros, epoch, parse_time};
 use crate::credential;
+use crate::limits;
 use crate::table::{Kind, Table, exposure_reports, flag};
 
 /// A value on its way into a column.
@@ -123,6 +124,10 @@ impl<'d> Draft<'d> {
     /// Reads a text for credentials and suspicious patterns; `place` says where it stood. Gives hash, length and count.
     pub fn read(&mut self, place: &'static str, text: &str) -> Seen {
         for named in credential::named_in(text) {
+            if self.exposed.len() >= limits::CREDENTIALS_PER_RECORD {
+                flag(&mut self.flags, "many_credentials");
+                break;
+            }
             let known = self.exposed.iter().any(|one| one.name == named.name && one.place == place);
             if !known {
                 self.exposed.push(Exposed { place, kind: named.kind.to_owned(), class: named.class, name: named.name.to_owned() });
@@ -177,11 +182,13 @@ impl<'d> Draft<'d> {
         let conversation = about("conversation_id").or_else(|| about("trace_id"));
         let raw = self.raw.take();
         let kept = out.keep_raw.then(|| raw.as_deref().unwrap_or(record.text));
+        let fingerprinter = out.fingerprinter.clone();
         let rows = out.rows(self.table);
         rows.stamp(&record.place, event_time, record.append_time, &event_id, &mut flags);
         for (index, cell) in &self.cells {
             match cell {
-                Cell::Text(text) => rows.text(*index, Some(text)),
+                // Once more: what a format put together from parts was not whole when the record's text was searched.
+                Cell::Text(text) => rows.text(*index, Some(&credential::replace_secrets(text, &fingerprinter))),
                 Cell::Int(number) => rows.int(*index, Some(*number)),
                 Cell::Bool(flag) => rows.bool(*index, Some(*flag)),
                 Cell::Time(time) => rows.time(*index, Some(*time)),
@@ -373,13 +380,43 @@ pub fn all_text(value: &Value, into: &mut String) {
                 "json",
             ];
             object.iter().filter(|(key, _)| TEXTUAL.contains(&key.as_str())).for_each(|(_, part)| all_text(part, into));
-            for nested in ["toolUse", "toolResult", "tool_use", "tool_result", "delta", "guardContent", "contents"] {
+            for nested in ["delta", "guardContent", "contents"] {
                 if let Some(part) = object.get(nested) {
                     all_text(part, into);
                 }
             }
+            // What a tool is given and gives back has keys of its own: every text in it counts.
+            for nested in ["toolUse", "toolResult", "tool_use", "tool_result", "structuredContent"] {
+                if let Some(part) = object.get(nested) {
+                    every_text(part, into);
+                }
+            }
+            if object.get("type").and_then(Value::as_str) == Some("tool_use") {
+                object.get("input").iter().for_each(|part| every_text(part, into));
+            }
         }
         _ => {}
+    }
+}
+
+/// Every text below a value, whatever its key.
+pub fn every_text(value: &Value, into: &mut String) {
+    match value {
+        Value::Object(object) => object.values().for_each(|part| every_text(part, into)),
+        Value::Array(parts) => parts.iter().for_each(|part| every_text(part, into)),
+        other => all_text(other, into),
+    }
+}
+
+/// The address in `203.0.113.9:51234`, `[2001:db8::1]:443`, `/10.1.2.3`, `2001:db8::1`.
+pub fn address(text: &str) -> &str {
+    let text = text.trim_start_matches('/');
+    if let Some(v6) = text.strip_prefix('[') {
+        return v6.split(']').next().unwrap_or(v6);
+    }
+    match text.split_once(':') {
+        Some((host, port)) if !port.contains(':') => host,
+        _ => text,
     }
 }
 

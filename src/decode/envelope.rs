@@ -322,7 +322,7 @@ fn otlp<'a>(groups: &'a RawValue, name: &str) -> Vec<Cow<'a, str>> {
     fn list(value: &RawValue) -> Option<Vec<&RawValue>> {
         serde_json::from_str(value.get()).ok()
     }
-    let mut records = Vec::new();
+    let (mut records, mut bytes) = (Vec::new(), 0);
     let Some(parts) = list(groups) else { return vec![Cow::Borrowed(groups.get())] };
     for part in parts {
         let group = serde_json::from_str::<OtlpGroup>(part.get()).ok();
@@ -330,15 +330,24 @@ fn otlp<'a>(groups: &'a RawValue, name: &str) -> Vec<Cow<'a, str>> {
             records.push(Cow::Borrowed(part.get()));
             continue;
         };
-        let resource = group.resource.map_or("null", RawValue::get);
+        let shared = |value: Option<&'a RawValue>| value.map(RawValue::get).filter(|text| text.len() <= limits::OTLP_SHARED_BYTES).unwrap_or("null");
+        let resource = shared(group.resource);
         for scoped in scopes {
             let scope = serde_json::from_str::<OtlpScope>(scoped.get()).ok();
             let Some((items, scope)) = scope.and_then(|scope| Some((scope.spans.map_or(Some(Vec::new()), list)?, scope))) else {
                 records.push(Cow::Borrowed(scoped.get()));
                 continue;
             };
-            let scope = scope.scope.map_or("null", RawValue::get);
-            records.extend(items.iter().map(|item| Cow::Owned(format!("{{\"resource\":{resource},\"scope\":{scope},\"{name}\":{}}}", item.get()))));
+            let scope = scope.scope.map(RawValue::get).filter(|text| text.len() <= limits::OTLP_SHARED_BYTES).unwrap_or("null");
+            for item in items {
+                bytes += resource.len() + scope.len() + item.get().len();
+                if bytes > limits::PEELED_BYTES {
+                    // Told as one reject; what was peeled so far is kept.
+                    records.push(Cow::Borrowed("{\"the rest of this request\":\"is larger than any honest one\"}"));
+                    return records;
+                }
+                records.push(Cow::Owned(format!("{{\"resource\":{resource},\"scope\":{scope},\"{name}\":{}}}", item.get())));
+            }
         }
     }
     records

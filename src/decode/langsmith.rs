@@ -42,14 +42,14 @@ impl Format for LangSmith {
         let (started, ended) = (v.get("start_time").and_then(time), v.get("end_time").and_then(time));
         let is_step = std::ptr::eq(table, &agent_spans::TABLE);
         d.event_time = if is_step { ended.or(started) } else { started };
-        d.event_id = v.get("id").and_then(Value::as_str).map(|id| format!("langsmith:{id}"));
+        d.event_id = v.get("id").and_then(Value::as_str).map(|id| format!("langsmith:{id}{}", if ended.is_none() { ":begun" } else { "" }));
         d.set_json("trace_id", v.get("trace_id")).set_json("span_id", v.get("id")).set_json("parent_span_id", v.get("parent_run_id"));
         d.set_json("conversation_id", first(&v, &["/extra/metadata/thread_id", "/extra/metadata/session_id", "/extra/metadata/conversation_id"]));
         d.set_json("agent_id", first(&v, &["/extra/metadata/agent_id", "/extra/metadata/langgraph_node", "/extra/metadata/agent"]));
         d.set_json("user_id", first(&v, &["/extra/metadata/user_id"]))
             .set_json("environment", first(&v, &["/extra/metadata/environment", "/extra/metadata/env"]));
         d.set_json("service_name", first(&v, &["/session_name", "/extra/metadata/service"])).set_json("identity", first(&v, &["/extra/metadata/identity"]));
-        d.set("duration_micros", started.zip(ended).map(|(started, ended)| (ended - started).max(0)));
+        d.set("duration_micros", started.zip(ended).map(|(started, ended)| ended.saturating_sub(started).max(0)));
         let error = v.get("error").and_then(Value::as_str).filter(|error| !error.is_empty());
         d.set("outcome", Some(if error.is_some() { "other" } else { "success" }));
         let text = |path: &str| {

@@ -27,7 +27,7 @@ use serde_json::Value;
 use super::draft::{Draft, all_text, first, parse, scalar, time};
 use super::{FORMATS, Format, Out, Reason, Record, Refusal};
 use crate::error::{At, Error, Result as KeyfuseResult};
-use crate::table::{Table, by_name, exposure_reports};
+use crate::table::{Table, by_name, exposure_reports, flag};
 
 /// A log format that a file describes.
 pub struct Mapping {
@@ -88,9 +88,25 @@ impl Paths {
 #[serde(untagged)]
 enum Column {
     Paths(Paths),
-    Constant { constant: Value },
-    Words { path: Paths, words: BTreeMap<String, String> },
+    Constant(Constant),
+    Words(Words),
 }
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Constant {
+    constant: Value,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Words {
+    path: Paths,
+    words: BTreeMap<String, String>,
+}
+
+/// The words of `outcome`: detections compare with them.
+const OUTCOMES: [&str; 5] = ["success", "denied", "throttled", "invalid", "other"];
 
 /// Where texts may stand; the words of `exposure_reports.place`.
 const PLACES: [&str; 5] = ["prompt", "output", "argument", "result", "document"];
@@ -129,14 +145,26 @@ impl Mapping {
                 known.name,
                 match column {
                     Column::Paths(paths) => Source::Paths(paths.list(), BTreeMap::new()),
-                    Column::Words { path, words } => Source::Paths(path.list(), words),
-                    Column::Constant { constant } if super::draft::cell_of(known.kind, &constant).is_some() => Source::Constant(constant),
-                    Column::Constant { constant } => {
+                    Column::Words(Words { path, words }) => Source::Paths(path.list(), words),
+                    Column::Constant(Constant { constant }) if super::draft::cell_of(known.kind, &constant).is_some() => Source::Constant(constant),
+                    Column::Constant(Constant { constant }) => {
                         wrong.push(format!("columns.{name}: {constant} is no {:?}", known.kind));
                         continue;
                     }
                 },
             ));
+        }
+        for (name, source) in columns.iter().filter(|(name, _)| *name == "outcome") {
+            let words: Vec<&str> = match source {
+                Source::Paths(_, words) => words.values().map(String::as_str).collect(),
+                Source::Constant(value) => value.as_str().into_iter().collect(),
+            };
+            wrong.extend(
+                words.iter().filter(|word| !OUTCOMES.contains(word)).map(|word| format!("columns.{name}: `{word}` is none of {}", OUTCOMES.join(", "))),
+            );
+        }
+        if time.is_empty() {
+            wrong.push("time: name the path that tells when it happened".to_owned());
         }
         let mut texts = Vec::new();
         for (place, paths) in file.texts {
@@ -193,7 +221,9 @@ impl Format for Mapping {
         let v = parse(record)?;
         let mut d = Draft::new(self.tables[0]);
         d.event_time = pick(&v, &self.time).and_then(time);
-        d.event_id = pick(&v, &self.id).and_then(scalar).map(|id| format!("{}:{id}", self.name));
+        // Call ids start again with each session: only together with the time do they name one event.
+        let at = d.event_time.or(record.append_time).unwrap_or_default();
+        d.event_id = pick(&v, &self.id).and_then(scalar).map(|id| format!("{}:{id}:{at}", self.name));
         let mut filled = 0;
         for (column, source) in &self.columns {
             match source {
@@ -205,6 +235,10 @@ impl Format for Mapping {
                     filled += 1;
                     match scalar(value).and_then(|text| words.get(text.as_ref())) {
                         Some(word) => d.set(column, Some(word.clone())),
+                        None if *column == "outcome" && !scalar(value).is_some_and(|text| OUTCOMES.contains(&text.as_ref())) => {
+                            flag(&mut d.flags, "unknown_outcome");
+                            d.set(column, Some("other"))
+                        }
                         None => d.set_json(column, Some(value)),
                     };
                 }

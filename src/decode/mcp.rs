@@ -44,12 +44,15 @@ impl Format for Mcp {
         let listed = response.and_then(|response| response.pointer("/result/tools")).and_then(Value::as_array);
         if let Some(tools) = listed {
             for tool in tools {
-                let mut d = self.common(&v, request);
+                let mut d = self.common(&v, request, record);
                 d.event_id = Some(format!("{}:{}", d.event_id.take().unwrap_or_else(|| hashed_id(record.text)), tool["name"].as_str().unwrap_or_default()));
                 d.set("method", Some("tools/list")).set_json("tool", tool.get("name")).set("outcome", Some("success"));
                 let definition =
                     [tool.get("name"), tool.get("description"), tool.get("inputSchema")].map(|part| part.map(Value::to_string).unwrap_or_default());
-                d.set("definition_hash", Some(short_hash(&definition.join("\n"))));
+                let definition = short_hash(&definition.join("\n"));
+                // One list may name a tool twice: that is how one is shadowed.
+                d.event_id = d.event_id.take().map(|id| format!("{id}:{definition:.8}"));
+                d.set("definition_hash", Some(definition));
                 let mut text = String::new();
                 tool.get("description").iter().for_each(|value| all_text(value, &mut text));
                 d.read("result", &text);
@@ -58,9 +61,8 @@ impl Format for Mcp {
             return if tools.is_empty() { Err(Refusal::new(Reason::OtherEvent, "a list of no tools")) } else { Ok(()) };
         }
         let params = request.get("params").unwrap_or(&Value::Null);
-        if params.get("inputResponses").is_some() || params.get("requestState").is_some() {
-            return Err(Refusal::new(Reason::OtherEvent, "a further round trip of a call that is already counted"));
-        }
+        // A further round trip of a call that is already counted: kept and read, under a method of its own.
+        let continues = params.get("inputResponses").is_some_and(|answers| answers.is_object() || answers.is_array());
         if response.is_some_and(|response| response.pointer("/result/resultType").and_then(Value::as_str) == Some("input_required")) && method.is_none() {
             return Err(Refusal::new(Reason::OtherEvent, "a server's question in the middle of a call"));
         }
@@ -68,8 +70,8 @@ impl Format for Mcp {
         if method.is_none() && error.is_none() {
             return Err(Refusal::new(Reason::OtherEvent, "a result without its request: pair them in the proxy, or log requests"));
         }
-        let mut d = self.common(&v, request);
-        d.set("method", method.map(str::to_owned)).set_json("tool", params.get("name"));
+        let mut d = self.common(&v, request, record);
+        d.set("method", if continues { Some("tools/continue".to_owned()) } else { method.map(str::to_owned) }).set_json("tool", params.get("name"));
         let header = header(&v, "mcp-name");
         if let (Some(header), Some(tool)) = (header, params.get("name").and_then(Value::as_str))
             && header != tool
@@ -109,7 +111,10 @@ impl Format for Mcp {
 
 impl Mcp {
     /// Who, when and where, from the wrapper and from `_meta`.
-    fn common<'d>(&self, v: &'d Value, request: &'d Value) -> Draft<'d> {
+    ///
+    /// A bare message is the client's own word: of it only `_meta` and the time are taken.
+    fn common<'d>(&self, v: &'d Value, request: &'d Value, record: &Record<'_>) -> Draft<'d> {
+        let wrapped = !std::ptr::eq(v, request);
         let mut d = Draft::new(&tool_calls::TABLE);
         let meta = request.pointer("/params/_meta").unwrap_or(&Value::Null);
         d.event_time = first(v, &["/timestamp", "/time", "/@timestamp", "/ts"]).and_then(time);
@@ -118,7 +123,11 @@ impl Mcp {
             d.set("trace_id", Some(*trace)).set("parent_span_id", Some(*span));
         }
         // JSON-RPC ids repeat: one connection's first call is another's first call.
-        d.event_id = first(v, &["/event_id", "/log_id"]).and_then(scalar).map(Into::into);
+        d.event_id = first(v, &["/event_id", "/log_id"]).filter(|_| wrapped).and_then(scalar).map(Into::into);
+        if d.event_id.is_none() && d.event_time.is_none() {
+            // Without a time two calls may be the same text: their place tells them apart.
+            d.event_id = Some(format!("{}:{}", record.place, hashed_id(record.text)));
+        }
         let client =
             meta.get("io.modelcontextprotocol/clientInfo").and_then(|client| client.get("name")).or_else(|| request.pointer("/params/clientInfo/name"));
         d.set_json("client_name", client.or_else(|| first(v, &["/client/name", "/client_name"])));
@@ -135,7 +144,7 @@ impl Mcp {
             ("account_id", &["/account_id", "/account"]),
             ("request_id", &["/request_id"]),
         ] {
-            d.set_json(column, first(v, paths).filter(|value| !value.is_object()));
+            d.set_json(column, first(v, paths).filter(|value| wrapped && !value.is_object()));
         }
         if d.text("trace_id").is_none() {
             d.set_json("trace_id", first(v, &["/trace_id", "/traceId"]));

@@ -44,8 +44,8 @@ use crate::table::{self, Place, Rows, Table, rejects};
 
 /// Every log format, in the order in which `auto` tries them.
 pub static FORMATS: &[&dyn Format] = &[
-    &cloudtrail::CloudTrail,
     &otlp::Otlp,
+    &cloudtrail::CloudTrail,
     &bedrock::BedrockInvocation,
     &mcp::Mcp,
     &agentgateway::AgentGateway,
@@ -78,6 +78,10 @@ pub trait Format: Send + Sync {
     /// that nothing of the secret is kept. All other formats get text in which secrets are already replaced.
     fn is_about_secrets(&self) -> bool {
         false
+    }
+    /// Keys under which only an object makes sense: anything else there is set aside when a record is repaired.
+    fn objects(&self) -> &[&str] {
+        &[]
     }
     /// Appends the record's rows.
     ///
@@ -283,7 +287,11 @@ impl Decoder {
     fn decode_records(&mut self, message: Message<'_>) {
         let mut place = Place { topic: message.topic.clone(), partition: message.partition, offset: message.offset.unwrap_or(message.line), record: 0 };
         if message.bytes.is_empty() {
-            return self.reject(b"", &place, message.append_time, &Refusal::new(Reason::Empty, "no value (a tombstone or an empty message)"));
+            // An empty file holds no record; an empty message is one that says nothing.
+            if message.offset.is_some() {
+                self.reject(b"", &place, message.append_time, &Refusal::new(Reason::Empty, "no value (a tombstone or an empty message)"));
+            }
+            return;
         }
         if message.bytes.len() > limits::MESSAGE_BYTES && message.offset.is_some() {
             let detail = format!("message of {} MiB", message.bytes.len() >> 20);
@@ -372,6 +380,9 @@ impl Decoder {
             let refusal = Refusal::new(Reason::UnknownFormat, "no known log format recognises this record; bind the topic to one");
             return self.reject(text.as_bytes(), place, append_time, &refusal);
         };
+        // Escapes that need not be there would hide a secret from the search and give it back to the parser.
+        let unescaped = without_needless_escapes(text);
+        let text = unescaped.as_ref();
         let scrubbed = if format.is_about_secrets() { Cow::Borrowed(text) } else { credential::replace_secrets(text, &self.settings.fingerprinter) };
         let text = scrubbed.as_ref();
         let mut record = Record { text, place: place.clone(), append_time, flags };
@@ -383,7 +394,7 @@ impl Decoder {
         };
         // The strict reading failed: repair what can be repaired (doubled keys, wrong types) and read once more.
         if refusal.reason == Reason::BadRecord
-            && let Some(repaired) = repair::repair(text)
+            && let Some(repaired) = repair::repair(text, format.objects())
         {
             for flag in &repaired.flags {
                 table::flag(&mut record.flags, flag);
@@ -467,6 +478,44 @@ impl Decoder {
             }
         }
     }
+}
+
+/// JSON text with `\/` and `\u0041` written as what they stand for, where that is printable ASCII and no quote or backslash.
+fn without_needless_escapes(text: &str) -> Cow<'_, str> {
+    let bytes = text.as_bytes();
+    let plain = |at: usize| match bytes.get(at + 1)? {
+        b'/' => Some(('/', 2)),
+        b'u' => {
+            let code = u8::from_str_radix(text.get(at + 2..at + 6)?, 16)
+                .ok()
+                .or_else(|| u16::from_str_radix(text.get(at + 2..at + 6)?, 16).ok().and_then(|code| u8::try_from(code).ok()))?;
+            (matches!(code, 0x20..=0x7e) && code != b'"' && code != b'\\').then_some((char::from(code), 6))
+        }
+        _ => None,
+    };
+    if !memchr::memchr_iter(b'\\', bytes).any(|at| matches!(bytes.get(at + 1), Some(b'/' | b'u'))) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len());
+    let (mut done, mut at) = (0, 0);
+    while let Some(found) = memchr::memchr(b'\\', &bytes[at..]) {
+        at += found;
+        match plain(at) {
+            Some((character, length)) => {
+                out.push_str(&text[done..at]);
+                out.push(character);
+                at += length;
+                done = at;
+            }
+            // A backslash and what it escapes belong together.
+            None => at += 2,
+        }
+        if at >= bytes.len() {
+            break;
+        }
+    }
+    out.push_str(text.get(done..).unwrap_or_default());
+    Cow::Owned(out)
 }
 
 /// The id of a record whose log gives none: a hash of its canonical form (keys sorted, no white space).

@@ -34,8 +34,13 @@ impl Format for OpenSearchAudit {
         };
         let mut d = Draft::new(&retrievals::TABLE);
         d.event_time = first(&v, &["/@timestamp", "/audit_utc_timestamp"]).and_then(time);
+        // One category for each request that reads; the others tell of the same request once more, or of writing.
+        if matches!(category, "AUTHENTICATED" | "INDEX_EVENT" | "COMPLIANCE_DOC_WRITE" | "COMPLIANCE_INTERNAL_CONFIG_READ" | "COMPLIANCE_INTERNAL_CONFIG_WRITE")
+        {
+            return Err(Refusal::new(Reason::OtherEvent, format!("{category} is no retrieval, or tells of one a second time")));
+        }
         let outcome = match category {
-            "GRANTED_PRIVILEGES" | "AUTHENTICATED" | "INDEX_EVENT" | "COMPLIANCE_DOC_READ" | "COMPLIANCE_DOC_WRITE" => "success",
+            "GRANTED_PRIVILEGES" | "COMPLIANCE_DOC_READ" => "success",
             "FAILED_LOGIN" | "MISSING_PRIVILEGES" | "BAD_HEADERS" | "SSL_EXCEPTION" => "denied",
             _ => "other",
         };
@@ -44,7 +49,7 @@ impl Format for OpenSearchAudit {
         // A user that another one acts for.
         let initiating = v.get("audit_request_initiating_user").filter(|user| Some(*user) != v.get("audit_request_effective_user"));
         d.set_json("user_id", initiating).set_json("tenant", v.get("audit_request_tenant"));
-        let address = v.get("audit_request_remote_address").and_then(Value::as_str).map(|text| text.trim_start_matches('/').split(':').next().unwrap_or(text));
+        let address = v.get("audit_request_remote_address").and_then(Value::as_str).map(super::draft::address);
         d.set("source_ip", address);
         let indices = first(&v, &["/audit_trace_resolved_indices", "/audit_trace_indices"]);
         let index = indices.and_then(|indices| indices.as_array().map_or_else(|| indices.as_str(), |list| list.first()?.as_str()));

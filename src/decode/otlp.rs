@@ -66,7 +66,7 @@ impl Format for Otlp {
         };
         draft.set("trace_id", trace.or_else(|| attributes.text(&["langfuse.trace.id"]))).set("span_id", span).set("parent_span_id", id("parentSpanId"));
         if let (Some(started), Some(ended)) = (started, ended) {
-            draft.set("duration_micros", Some((ended - started).max(0)));
+            draft.set("duration_micros", Some(ended.saturating_sub(started).max(0)));
         }
         attributes.who(&mut draft);
         let failed = item.pointer("/status/code").and_then(int) == Some(2);
@@ -156,9 +156,9 @@ pub fn outcome(error: Option<&str>, status: Option<i64>, failed: bool) -> &'stat
         Some(error) => {
             let lower = error.to_ascii_lowercase();
             let has = |words: &[&str]| words.iter().any(|word| lower.contains(word));
-            if has(&["denied", "unauthor", "forbidden", "permission", "401", "403", "expiredtoken", "authentication", "-32001"]) {
+            if has(&["denied", "unauthor", "forbidden", "permission", "401", "403", "expiredtoken", "authentication"]) {
                 "denied"
-            } else if has(&["throttl", "rate", "429", "quota", "toomany"]) {
+            } else if has(&["throttl", "ratelimit", "rate_limit", "rate limit", "429", "quota", "toomany"]) {
                 "throttled"
             } else if has(&["validation", "invalid", "notfound", "not_found", "400", "404", "-3260", "badrequest", "bad_request", "missing"]) {
                 "invalid"
@@ -404,7 +404,12 @@ impl Attributes {
         draft.set("host", host.map(|host| host.to_ascii_lowercase()));
         draft.set("port", self.int(&["server.port", "net.peer.port"]).or_else(|| url.as_ref()?.port_or_known_default().map(i64::from)));
         draft.set("method", self.scalar(&["http.request.method", "http.method"]));
-        draft.set("path", self.scalar(&["url.path", "http.target"]).or_else(|| Some(url.as_ref()?.path().to_owned())));
+        draft.set(
+            "path",
+            self.scalar(&["url.path", "http.target"])
+                .or_else(|| Some(url.as_ref()?.path().to_owned()))
+                .map(|path| path.split('?').next().unwrap_or_default().to_owned()),
+        );
         draft.set("status", status);
         draft.set("bytes_out", self.int(&["http.request.body.size", "http.request.size", "http.request_content_length"]));
         draft.set("bytes_in", self.int(&["http.response.body.size", "http.response.size", "http.response_content_length"]));

@@ -40,13 +40,16 @@ impl Format for PgAudit {
             Some(Ok(fields)) if fields.len() >= 8 => fields,
             _ => return Err(Refusal::new(Reason::BadRecord, "the AUDIT entry has fewer than eight fields")),
         };
+        if !fields.get(3).is_some_and(|class| class.eq_ignore_ascii_case("READ")) {
+            return Err(Refusal::new(Reason::OtherEvent, format!("class {}: not a read", fields.get(3).unwrap_or_default())));
+        }
         let mut d = Draft::new(&retrievals::TABLE);
         d.event_time = first(&v, &["/timestamp", "/time", "/@timestamp", "/log_time"]).and_then(time);
         let field = |number: usize| fields.get(number).filter(|text| !text.is_empty() && *text != "<none>" && *text != "<not logged>").map(str::to_owned);
         d.set("store", Some("postgresql")).set("operation", field(4)).set("data_source", field(6)).set("outcome", Some("success"));
         d.set_json("identity", first(&v, &["/user", "/user_name"])).set_json("conversation_id", first(&v, &["/session_id"]));
         d.set_json("tenant", first(&v, &["/dbname", "/database_name"])).set_json("service_name", first(&v, &["/application_name"]));
-        let address = first(&v, &["/remote_host", "/connection_from", "/host"]).and_then(Value::as_str).map(|text| text.split(':').next().unwrap_or(text));
+        let address = first(&v, &["/remote_host", "/connection_from", "/host"]).and_then(Value::as_str).map(super::draft::address);
         d.set("source_ip", address);
         if let Some(statement) = field(7) {
             let seen = d.read("prompt", &statement);

@@ -16,35 +16,20 @@ pub struct Repaired {
     pub flags: Vec<String>,
 }
 
-/// Objects that a wrong type at their place would make unreadable as a whole.
-const OBJECTS: &[&str] = &[
-    "userIdentity",
-    "sessionContext",
-    "sessionIssuer",
-    "attributes",
-    "tlsDetails",
-    "onBehalfOf",
-    "inScopeOf",
-    "requestParameters",
-    "responseElements",
-    "additionalEventData",
-    "credentials",
-    "accessKey",
-];
-
 /// What AWS writes where an object is usual: known, and no damage.
 const STAND_INS: &[&str] = &["", "HIDDEN_DUE_TO_SECURITY_REASONS"];
 
 /// Renames doubled keys and drops scalars that stand where an object belongs; `None` if it is no JSON object at all.
-pub fn repair(text: &str) -> Option<Repaired> {
+pub fn repair(text: &str, objects: &[&str]) -> Option<Repaired> {
     let (mut flags, mut changed) = (Vec::new(), false);
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let value = deserializer.deserialize_map(Rebuild { flags: &mut flags, changed: &mut changed }).ok()?;
+    let value = deserializer.deserialize_map(Rebuild { objects, flags: &mut flags, changed: &mut changed }).ok()?;
     deserializer.end().ok()?;
     changed.then(|| Repaired { text: value.to_string(), flags })
 }
 
 struct Rebuild<'f> {
+    objects: &'f [&'f str],
     flags: &'f mut Vec<String>,
     changed: &'f mut bool,
 }
@@ -68,8 +53,8 @@ impl<'de> Visitor<'de> for Rebuild<'_> {
         let mut object = Map::new();
         let mut doubled = 0;
         while let Some(key) = entries.next_key::<String>()? {
-            let value = entries.next_value_seed(Rebuild { flags: self.flags, changed: self.changed })?;
-            if OBJECTS.contains(&key.as_str()) && !value.is_object() && !value.is_null() {
+            let value = entries.next_value_seed(Rebuild { objects: self.objects, flags: self.flags, changed: self.changed })?;
+            if self.objects.contains(&key.as_str()) && !value.is_object() && !value.is_null() {
                 *self.changed = true;
                 if !value.as_str().is_some_and(|text| STAND_INS.contains(&text)) {
                     self.flags.push(format!("bad_type:{key}"));
@@ -93,7 +78,7 @@ impl<'de> Visitor<'de> for Rebuild<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(value) = elements.next_element_seed(Rebuild { flags: self.flags, changed: self.changed })? {
+        while let Some(value) = elements.next_element_seed(Rebuild { objects: self.objects, flags: self.flags, changed: self.changed })? {
             list.push(value);
         }
         Ok(Value::Array(list))
@@ -130,7 +115,7 @@ mod tests {
 
     #[test]
     fn the_first_of_doubled_keys_counts_and_the_other_is_kept() {
-        let repaired = repair(r#"{"eventName":"InvokeModel","a":{"b":1,"b":2},"eventName":"GetCallerIdentity"}"#).unwrap();
+        let repaired = repair(r#"{"eventName":"InvokeModel","a":{"b":1,"b":2},"eventName":"GetCallerIdentity"}"#, &[]).unwrap();
         assert_eq!(repaired.flags, ["duplicate_key:b", "duplicate_key:eventName"]);
         let value: Value = serde_json::from_str(&repaired.text).unwrap();
         assert_eq!(value["eventName"], "InvokeModel");
@@ -140,7 +125,7 @@ mod tests {
 
     #[test]
     fn nothing_to_repair_is_no_repair() {
-        assert!(repair(r#"{"a":1}"#).is_none());
-        assert!(repair("[1]").is_none());
+        assert!(repair(r#"{"a":1}"#, &[]).is_none());
+        assert!(repair("[1]", &[]).is_none());
     }
 }

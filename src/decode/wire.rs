@@ -5,8 +5,10 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::limits;
+
 /// Deepest nesting of attribute values.
-const DEPTH: usize = 32;
+const DEPTH: usize = 12;
 
 /// Whether these bytes are an OTLP request in protobuf: no text, and fields as such a request has them.
 pub fn is_request(bytes: &[u8]) -> bool {
@@ -19,14 +21,15 @@ pub fn is_request(bytes: &[u8]) -> bool {
 
 /// Each span or log record of a request as JSON text, `{"resource":…,"scope":…,"span":…}`, or why it cannot be read.
 pub fn records(bytes: &[u8]) -> Vec<Result<String, String>> {
-    let mut out = Vec::new();
+    let (mut out, mut bytes_out) = (Vec::new(), 0);
     for group in groups(bytes, 1, &mut out) {
         let mut resource = Value::Null;
         for part in fields(group).map_while(Result::ok) {
             if let (1, Wire::Bytes(bytes)) = part {
-                resource = json!({"attributes": attributes(bytes, 1)});
+                resource = if bytes.len() > limits::OTLP_SHARED_BYTES { Value::Null } else { json!({"attributes": attributes(bytes, 1)}) };
             }
         }
+        let resource = resource.to_string();
         for scoped in groups(group, 2, &mut out) {
             let mut scope = Value::Null;
             for part in fields(scoped).map_while(Result::ok) {
@@ -35,6 +38,11 @@ pub fn records(bytes: &[u8]) -> Vec<Result<String, String>> {
                 }
             }
             for item in lengths(scoped, 2) {
+                bytes_out += resource.len() + item.len();
+                if bytes_out > limits::PEELED_BYTES {
+                    out.push(Err("the rest of this request is larger than any honest one".to_owned()));
+                    return out;
+                }
                 out.push(record(item).map(|(name, value)| format!("{{\"resource\":{resource},\"scope\":{scope},\"{name}\":{value}}}")));
             }
         }
@@ -82,7 +90,8 @@ fn record(bytes: &[u8]) -> Result<(&'static str, Value), String> {
     let mut is_log = None;
     for field in fields(bytes) {
         let (number, value) = field?;
-        let is_log = *is_log.get_or_insert(matches!((number, &value), (1, Wire::Fixed(_)) | (2, Wire::Varint(_)) | (11, Wire::Fixed(_))));
+        // A log record may leave out its time: protobuf omits zeros. A span has its trace id first.
+        let is_log = *is_log.get_or_insert(!matches!((number, &value), (1, Wire::Bytes(_) | Wire::Cut(_))));
         let name = match (is_log, number) {
             (false, 1) | (true, 9) => "traceId",
             (false, 2) | (true, 10) => "spanId",

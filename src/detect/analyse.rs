@@ -130,6 +130,8 @@ pub struct Analysis {
     pub needs: Needs,
     /// Output columns and how they merge.
     pub columns: Vec<(String, Merge)>,
+    /// Dimensions without which it finds nothing (inner and semi joins; those that only take away are not among them).
+    pub required: std::collections::BTreeSet<String>,
     /// Widest reach of any scan before and after `alert_time`.
     pub back: Micros,
     pub ahead: Micros,
@@ -227,6 +229,7 @@ struct Walk {
     /// Each needs one of its nodes in the key class: joins, groupings, windows.
     keyed: Vec<(Vec<usize>, String)>,
     class: Option<Class>,
+    required: std::collections::BTreeSet<String>,
 }
 
 impl Walk {
@@ -351,6 +354,9 @@ impl Walk {
         } else {
             self.at_least(Class::C1);
         }
+        if with_dimension && matches!(join.join_type, JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi) {
+            self.required.extend(table_names(if right.fixed { &join.right } else { &join.left }));
+        }
         let equates = matches!(join.join_type, JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi);
         let mut pairs = Vec::new();
         for (l, r) in &join.on {
@@ -367,7 +373,12 @@ impl Walk {
         let both: Vec<Col> = left.cols.iter().chain(&right.cols).cloned().collect();
         if let Some(filter) = &join.filter {
             let schema = join.left.schema().join(join.right.schema()).map_err(|error| error.to_string())?;
-            self.filter(filter, &schema, &both)?;
+            if equates {
+                self.filter(filter, &schema, &both)?;
+            } else if filter.column_refs().iter().any(|column| lookup(column, &schema, &both).change != Change::Never) {
+                // What is joined away comes back or goes as a count rises; and such a filter bounds nothing that is returned.
+                return Err(format!("`{filter}` compares a count inside an outer or NOT EXISTS join: compare it in HAVING or WHERE"));
+            }
         }
         if !with_dimension {
             self.keyed.push((pairs, format!("JOIN of {} and {}", tables_of(&join.left), tables_of(&join.right))));
@@ -426,7 +437,7 @@ impl Walk {
         self.keyed.push((cols.iter().filter_map(|col| col.key).collect(), "GROUP BY".into()));
         self.at_least(if aggregate.aggr_expr.is_empty() { Class::C1 } else { Class::C2 });
         for expr in &aggregate.aggr_expr {
-            cols.push(Col { change: aggregate_change(expr, schema, &input.cols), ..OPAQUE });
+            cols.push(Col { change: aggregate_change(expr, schema, &input.cols), natural: natural_aggregate(expr, schema, &input.cols), ..OPAQUE });
         }
         Ok(Rel { cols, ..input })
     }
@@ -615,7 +626,7 @@ impl Walk {
         if !top.has_stream {
             return Err("the query reads no stream".into());
         }
-        Ok(Analysis { class, scans: self.scans, needs: top.needs, columns, back, ahead })
+        Ok(Analysis { class, scans: self.scans, needs: top.needs, columns, required: self.required, back, ahead })
     }
 
     /// Finds the class of equated columns that goes through everything, and notes each scan's column of it.
@@ -682,13 +693,17 @@ impl Walk {
 fn as_of(join: &Join, dimension: &LogicalPlan) -> Result<(), String> {
     let of_dimension = |name: &str| dimension.schema().columns().into_iter().filter(|column| column.name == name).collect::<Vec<_>>();
     let (from, to) = (of_dimension("valid_from"), of_dimension("valid_to"));
-    let bounds = |columns: &[Column]| {
-        let conjuncts = join.filter.iter().flat_map(split_conjunction);
-        conjuncts
-            .filter(|conjunct| conjunct.column_refs().iter().any(|column| column.name == "append_time"))
-            .any(|conjunct| columns.iter().any(|column| conjunct.column_refs().contains(column)))
+    // `append_time >= valid_from` and `append_time < valid_to`, either way round, as conditions of their own.
+    let is_bound = |conjunct: &Expr, column: &Column, wanted: Operator| {
+        let Expr::BinaryExpr(BinaryExpr { left, op, right }) = conjunct else { return false };
+        let sides = |arrival: &Expr, bound: &Expr| matches!((arrival, bound), (Expr::Column(a), Expr::Column(b)) if a.name == "append_time" && b == column);
+        (*op == wanted && sides(left, right)) || (op.swap() == Some(wanted) && sides(right, left))
     };
-    if bounds(&from) && bounds(&to) {
+    let bounds = |columns: &[Column], wanted: Operator| {
+        let conjuncts: Vec<&Expr> = join.filter.iter().flat_map(split_conjunction).collect();
+        !columns.is_empty() && columns.iter().all(|column| conjuncts.iter().any(|conjunct| is_bound(conjunct, column, wanted)))
+    };
+    if bounds(&from, Operator::GtEq) && bounds(&to, Operator::Lt) {
         return Ok(());
     }
     let name = tables_of(dimension);
@@ -698,6 +713,11 @@ fn as_of(join: &Join, dimension: &LogicalPlan) -> Result<(), String> {
 }
 
 fn tables_of(plan: &LogicalPlan) -> String {
+    table_names(plan).join(" and ")
+}
+
+/// The tables of a plan, in its order.
+fn table_names(plan: &LogicalPlan) -> Vec<String> {
     use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
     let mut names = Vec::new();
     let _ = plan.apply(|node| {
@@ -707,7 +727,7 @@ fn tables_of(plan: &LogicalPlan) -> String {
         Ok(TreeNodeRecursion::Continue)
     });
     names.dedup();
-    names.join(" and ")
+    names
 }
 
 /// What is known of an expression over the given columns.
@@ -775,9 +795,7 @@ fn natural(expr: &Expr, schema: &DFSchema, cols: &[Col]) -> bool {
         Expr::Alias(alias) => natural(&alias.expr, schema, cols),
         Expr::Cast(cast) => cast.field.data_type().is_numeric() && natural(&cast.expr, schema, cols),
         Expr::Literal(value, _) => matches!(value, ScalarValue::Int64(Some(0..)) | ScalarValue::UInt64(Some(_)) | ScalarValue::Int32(Some(0..))),
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Plus | Operator::Multiply | Operator::Divide, right }) => {
-            natural(left, schema, cols) && natural(right, schema, cols)
-        }
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Plus | Operator::Divide, right }) => natural(left, schema, cols) && natural(right, schema, cols),
         Expr::ScalarFunction(call) if call.func.name() == "coalesce" => call.args.iter().all(|arg| natural(arg, schema, cols)),
         Expr::Case(case) => {
             let mut branches = case.when_then_expr.iter().map(|(_, then)| then).chain(&case.else_expr);
@@ -824,13 +842,26 @@ fn aggregate_change(expr: &Expr, schema: &DFSchema, cols: &[Col]) -> Change {
                 ("max", Change::Never | Change::Rises) => Change::Rises,
                 ("min", Change::Never | Change::Falls) => Change::Falls,
                 // The second stage of a rewritten count(DISTINCT …) sums counts.
-                ("sum", Change::Rises) => Change::Rises,
+                ("sum", Change::Rises) if counts => Change::Rises,
                 // Counts and sizes are never below zero: the decoders see to it.
                 ("sum", Change::Never) if counts => Change::Rises,
                 _ => Change::AnyWay,
             }
         }
         _ => Change::AnyWay,
+    }
+}
+
+/// Whether an aggregate is never below zero.
+fn natural_aggregate(expr: &Expr, schema: &DFSchema, cols: &[Col]) -> bool {
+    match expr {
+        Expr::Alias(alias) => natural_aggregate(&alias.expr, schema, cols),
+        Expr::AggregateFunction(AggregateFunction { func, params }) => match func.name() {
+            "count" | "approx_distinct" => true,
+            "sum" | "min" | "max" => params.args.first().is_some_and(|arg| natural(arg, schema, cols)),
+            _ => false,
+        },
+        _ => false,
     }
 }
 

@@ -75,7 +75,9 @@ fn walk(path: &Path, inputs: &mut Vec<Input>) -> Result<()> {
         let mut entries = std::fs::read_dir(path).at(place)?.collect::<std::io::Result<Vec<_>>>().at(place)?;
         entries.sort_by_key(std::fs::DirEntry::file_name);
         for entry in entries {
-            if !entry.file_name().to_string_lossy().starts_with('.') {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            // Settings and inventories may lie beside the logs; they are no logs.
+            if !name.starts_with('.') && !name.ends_with(".toml") {
                 walk(&entry.path(), inputs)?;
             }
         }

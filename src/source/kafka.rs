@@ -217,10 +217,16 @@ pub fn read_all(config: &ClientConfig, topic: &str) -> Result<Vec<Keyed>> {
     let place = || format!("reading the topic {topic}");
     // A reader of its own: it belongs to no group and commits nothing.
     let mut config = config.clone();
-    config.set("group.id", "keyfuse-reader").set("enable.auto.commit", "false").set("auto.offset.reset", "earliest");
+    config.set("group.id", "keyfuse-reader").set("enable.auto.commit", "false").set("auto.offset.reset", "earliest").set("enable.partition.eof", "true");
     let consumer: BaseConsumer = config.create().at(place)?;
     let metadata = consumer.fetch_metadata(Some(topic), PATIENCE).at(place)?;
+    if let Some(error) = metadata.topics().iter().find_map(|topic| topic.error()) {
+        return Err(Error::environment(format!("{}: {:?}", place(), KafkaError::MetadataFetch(error.into()))));
+    }
     let partitions: Vec<i32> = metadata.topics().iter().flat_map(|topic| topic.partitions()).map(|partition| partition.id()).collect();
+    if partitions.is_empty() {
+        return Err(Error::environment(format!("{}: it has no partitions", place())));
+    }
     let mut left: HashMap<i32, i64> = HashMap::new();
     let mut assignment = TopicPartitionList::new();
     for partition in partitions {
@@ -240,16 +246,15 @@ pub fn read_all(config: &ClientConfig, topic: &str) -> Result<Vec<Keyed>> {
         if started.elapsed() > PATIENCE {
             return Err(Error::environment(format!("{}: its end was not reached within {} s", place(), PATIENCE.as_secs())));
         }
-        let Some(message) = consumer.poll(Duration::from_millis(200)) else {
-            // Compaction and transactions leave offsets without a message: the position tells where reading stands.
-            let positions = consumer.position().at(place)?;
-            left.retain(|partition, high| match positions.find_partition(topic, *partition).map(|at| at.offset()) {
-                Some(Offset::Offset(at)) => at < *high,
-                _ => true,
-            });
-            continue;
+        let message = match consumer.poll(Duration::from_millis(200)) {
+            None => continue,
+            // Compaction and transactions leave offsets without a message: the broker says where the end is.
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                left.remove(&partition);
+                continue;
+            }
+            Some(message) => message.at(place)?,
         };
-        let message = message.at(place)?;
         let at = message.timestamp().to_millis().map_or(0, |millis| millis * 1000);
         let place = format!("{topic}/{}@{}", message.partition(), message.offset());
         all.push(Keyed { key: message.key().unwrap_or_default().to_vec(), value: message.payload().map(<[u8]>::to_vec), at, place });

@@ -165,7 +165,11 @@ pub static VIEWS: &[(&str, &str, &str)] = &[
         include_str!("exposed_credentials.sql"),
         "Exposed credentials and every descendant minted from one after it was exposed, any depth.",
     ),
-    ("model_calls", include_str!("model_calls.sql"), "Model calls of CloudTrail with what the invocation log or span says of them, joined on the request id."),
+    (
+        "model_calls",
+        include_str!("model_calls.sql"),
+        "Model calls of CloudTrail, one row each, with what invocation log and span say of them (`told_by`: how many did), joined on the request id.",
+    ),
     (
         "activity",
         include_str!("activity.sql"),

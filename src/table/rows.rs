@@ -11,6 +11,7 @@ use hashbrown::HashMap;
 
 use super::{Kind, Table, cloudtrail as system};
 use crate::clock::{MINUTE, Micros};
+use crate::limits;
 
 /// Clocks of honest hosts differ by less than this; a time further in the future is not believed.
 const CLOCK_SKEW: Micros = 2 * MINUTE;
@@ -177,8 +178,9 @@ impl Rows {
 
     #[inline]
     pub fn int(&mut self, column: usize, value: Option<i64>) {
-        // A count below zero is a lie or an overflow: null, so that sums only rise.
-        let Some(value) = value.filter(|value| *value >= 0 || !self.table.columns[column].is_natural()) else { return };
+        // A count below zero or beyond all measure is a lie or an overflow: null, so that sums only rise.
+        let believed = |value: &i64| (0..=limits::NATURAL).contains(value) || !self.table.columns[column].is_natural();
+        let Some(value) = value.filter(believed) else { return };
         match self.column(column) {
             Builder::Int(b) => b.append_value(value),
             _ => debug_assert!(false, "column {column} is not an integer"),
