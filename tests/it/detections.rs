@@ -31,3 +31,34 @@ fn every_tag_is_in_the_table_and_every_detection_serves_all_eight_frameworks() {
     }
     assert!(detections.len() >= 60, "{}", detections.len());
 }
+
+/// The refusal of a detection with this query.
+fn refusal(sql: &str) -> String {
+    let mut detection = crate::support::shipped().remove(0);
+    detection.sql = sql.to_owned();
+    detection.alert_key = vec!["credential".into()];
+    let refused = keyfuse::detect::Engine::new(&[detection], &keyfuse::secret::Fingerprinter::public(), &keyfuse::dimension::Dimensions::default());
+    refused.err().map(|errors| errors[0].to_string()).unwrap_or_default()
+}
+
+#[test]
+fn what_could_shrink_or_change_last_month_is_refused() {
+    let counted = "SELECT access_key_id AS credential, identity, append_time, date_bin(INTERVAL '1 hour', event_time) AS alert_time,
+        count(*) OVER (PARTITION BY access_key_id ORDER BY event_time RANGE BETWEEN INTERVAL '1 hour' PRECEDING AND CURRENT ROW) AS n FROM cloudtrail";
+    let as_of = "u.append_time >= a.valid_from AND u.append_time < a.valid_to";
+    for (sql, word) in [
+        (format!("SELECT u.credential, u.alert_time FROM ({counted}) u WHERE NOT EXISTS (SELECT 1 FROM agents a WHERE a.identity = u.identity AND {as_of} AND u.n >= 10)"), "compares a count"),
+        (format!("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u JOIN agents a ON a.identity = u.identity AND ({as_of} OR u.read_only)"), "as of the row's arrival"),
+        ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u JOIN agents a ON a.identity = u.identity AND u.append_time <= a.valid_from AND u.append_time > a.valid_to".into(), "as of the row's arrival"),
+        ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u JOIN agents a ON a.identity = u.identity".into(), "as of the row's arrival"),
+        ("SELECT access_key_id AS credential, date_bin(INTERVAL '1 hour', event_time) AS alert_time FROM cloudtrail GROUP BY 1, 2 HAVING sum(partition) > 5".into(), "class C3"),
+        ("SELECT credential, date_bin(INTERVAL '1 hour', event_time) AS alert_time FROM model_invocations GROUP BY 1, 2 HAVING sum(max_tokens) > 5".into(), "class C3"),
+        ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u WHERE NOT EXISTS (SELECT 1 FROM cloudtrail v WHERE v.access_key_id = u.access_key_id)".into(), "class C3"),
+    ] {
+        let refused = refusal(&sql);
+        assert!(refused.contains(word), "{word} in `{refused}` of {sql}");
+    }
+    let good =
+        format!("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u LEFT JOIN agents a ON a.identity = u.identity AND {as_of}");
+    assert_eq!(refusal(&good), "");
+}

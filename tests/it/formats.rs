@@ -203,6 +203,38 @@ fn a_secret_in_any_text_of_any_sample_is_found_and_not_kept() {
 }
 
 #[test]
+fn escapes_that_need_not_be_there_hide_no_secret() {
+    let secret = secrets()["github_token"].clone();
+    let escaped: String = secret.chars().map(|c| format!("\\u{:04x}", u32::from(c))).collect();
+    let half: String = secret.chars().enumerate().map(|(at, c)| if at == 2 { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() }).collect();
+    let slashed = "AWS_SECRET_ACCESS_KEY=wJalr\\/K7MDENGbPxRfi8CYzq3Zr8Kd1Lw7Xe5Tn9";
+    for text in [escaped, half, format!("\\u003e{secret}"), slashed.to_owned()] {
+        let record = format!(
+            r#"{{"timestamp":"2026-05-01T10:00:00Z","server":"s","request":{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"t","arguments":{{"q":"{text}"}}}}}}}}"#
+        );
+        let decoded = decode(record.as_bytes());
+        assert_eq!((rows(&decoded, "tool_calls"), rows(&decoded, "exposure_reports")), (1, 1), "{record}");
+        let shown = printed(&decoded);
+        assert!(!shown.contains(&secret) && !shown.contains("K7MDENG") && !shown.contains("\\u00"), "{shown}");
+    }
+}
+
+#[test]
+fn a_request_that_repeats_its_resource_a_thousand_times_stays_small() {
+    let resource = "x".repeat(500_000);
+    let spans =
+        vec![r#"{"traceId":"5b8efff798038103d269b633813fc60c","spanId":"eee19b7ec3c1b174","name":"n","startTimeUnixNano":"1777629600000000000"}"#; 2_000]
+            .join(",");
+    let request = format!(
+        r#"{{"resourceSpans":[{{"resource":{{"attributes":[{{"key":"service.name","value":{{"stringValue":"{resource}"}}}}]}},"scopeSpans":[{{"spans":[{spans}]}}]}}]}}"#
+    );
+    let decoded = decode(request.as_bytes());
+    assert_eq!(rows(&decoded, "agent_spans"), 2_000);
+    let bytes: usize = decoded.iter().map(|(_, batch)| batch.get_array_memory_size()).sum();
+    assert!(bytes < 50 << 20, "{bytes}");
+}
+
+#[test]
 fn a_key_cut_between_two_chunks_of_a_stream_is_found() {
     let secret = secrets()["github_token"].clone();
     for cut in 1..secret.len() {
