@@ -16,6 +16,8 @@ pub const CREDENTIALS_PER_RECORD: usize = 100;
 pub const NATURAL: i64 = 1_000_000_000_000_000;
 /// Deepest nesting of one record. Real CloudTrail records reach 11.
 pub const NESTING: usize = 64;
+/// Deepest nesting of a wrapper whose records are judged one by one.
+pub const WRAPPER_NESTING: usize = 1_000;
 /// How much of a refused record is kept in `rejects.raw` (bytes).
 pub const REJECT_RAW_BYTES: usize = 4 << 10;
 /// Refused records of one message that get a row each; the rest are counted in one.

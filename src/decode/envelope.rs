@@ -150,6 +150,9 @@ impl<'a> Scan<'a> {
     /// Finds the bracket that closes the one at `start`, minding strings. Iterative: no nesting can overflow a stack.
     fn end_of(&self, start: usize) -> End {
         let bytes = self.bytes;
+        // An OTLP request is a wrapper: its spans are judged one by one, so that one of them costs itself only.
+        let wrapper = [&b"\"resourceSpans\""[..], b"\"resourceLogs\""].iter().any(|mark| bytes[start + 1..].trim_ascii_start().starts_with(mark));
+        let (most_bytes, most_depth) = if wrapper { (limits::MESSAGE_BYTES, limits::WRAPPER_NESTING) } else { (limits::RECORD_BYTES, limits::NESTING) };
         let (mut depth, mut deepest, mut at) = (0usize, 0usize, start);
         while let Some(byte) = bytes.get(at) {
             match byte {
@@ -161,8 +164,8 @@ impl<'a> Scan<'a> {
                     depth -= 1;
                     if depth == 0 {
                         return match at + 1 {
-                            end if end - start > limits::RECORD_BYTES => End::TooLarge(end),
-                            end if deepest > limits::NESTING => End::TooDeep(end),
+                            end if end - start > most_bytes => End::TooLarge(end),
+                            end if deepest > most_depth => End::TooDeep(end),
                             end => End::At(end),
                         };
                     }

@@ -376,6 +376,10 @@ impl Decoder {
     }
 
     fn record(&mut self, text: &str, place: &Place, append_time: Option<Micros>, flags: String) {
+        if text.len() > limits::RECORD_BYTES {
+            let refusal = Refusal::new(Reason::TooLarge, format!("record of {} bytes; the limit is {}", text.len(), limits::RECORD_BYTES));
+            return self.reject(text.as_bytes(), place, append_time, &refusal);
+        }
         let Some(format) = self.format.or_else(|| self.recognise(text)) else {
             let refusal = Refusal::new(Reason::UnknownFormat, "no known log format recognises this record; bind the topic to one");
             return self.reject(text.as_bytes(), place, append_time, &refusal);

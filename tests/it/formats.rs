@@ -220,6 +220,21 @@ fn escapes_that_need_not_be_there_hide_no_secret() {
 }
 
 #[test]
+fn a_span_too_deep_or_too_large_costs_itself_only() {
+    let span = |name: &str, value: &str| {
+        format!(
+            r#"{{"traceId":"5b8efff798038103d269b633813fc60c","spanId":"eee19b7ec3c1b174","name":"{name}","startTimeUnixNano":"1777629600000000000","attributes":[{{"key":"k","value":{value}}}]}}"#
+        )
+    };
+    let deep = format!("{}{}", r#"{"arrayValue":{"values":["#.repeat(100), "]}}".repeat(100));
+    let large = format!(r#"{{"stringValue":"{}"}}"#, "x".repeat(2 << 20));
+    let good = r#"{"stringValue":"v"}"#;
+    let spans = [span("a", good), span("b", &deep), span("c", &large), span("d", good)].join(",");
+    let decoded = decode(format!(r#"{{"resourceSpans":[{{"scopeSpans":[{{"spans":[{spans}]}}]}}]}}"#).as_bytes());
+    assert_eq!((rows(&decoded, "agent_spans"), rows(&decoded, "rejects")), (2, 2), "{:.2000}", printed(&decoded));
+}
+
+#[test]
 fn a_request_that_repeats_its_resource_a_thousand_times_stays_small() {
     let resource = "x".repeat(500_000);
     let spans =
