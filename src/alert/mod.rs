@@ -35,7 +35,7 @@ pub struct Alert {
     pub alert_key: BTreeMap<String, serde_json::Value>,
     /// Earliest and latest time of its findings (microseconds, UTC): `since` where they count, else `alert_time`.
     pub first_time: Micros,
-    pub last_time: Micros,
+    last_time: Micros,
     /// The smallest event ids among the findings; see [`Alert::evidence`].
     evidence: BTreeSet<String>,
     /// The other columns: of the earliest finding, or the highest or lowest value where they are counts and bounds.
@@ -74,7 +74,7 @@ impl Alert {
             level: finding.level.name().to_owned(),
             alert_key: finding.key.iter().map(|(name, value)| (name.clone(), value.json())).collect(),
             first_time,
-            last_time: finding.alert_time.max(first_time),
+            last_time: finding.alert_time,
             evidence: finding.evidence.iter().cloned().collect(),
             payload: finding.columns.iter().map(|(name, _, value)| (name.clone(), value.json())).collect(),
             findings: BTreeSet::from([u64::from_le_bytes(hash)]),
@@ -120,6 +120,12 @@ impl Alert {
         before != self.content()
     }
 
+    /// Latest time of its findings. A count is about its bucket, which began before its first event: never before that.
+    pub fn last_time(&self) -> Micros {
+        // Not kept so: `since` falls as earlier rows arrive, and the largest of what it was would depend on their order.
+        self.last_time.max(self.first_time)
+    }
+
     /// Event ids to look at: the smallest of all findings, and those in the payload.
     pub fn evidence(&self) -> BTreeSet<String> {
         let in_payload = self.payload.iter().filter(|(name, _)| is_event_id(name)).filter_map(|(_, id)| id.as_str().map(str::to_owned));
@@ -135,7 +141,7 @@ impl Alert {
     pub fn content(&self) -> serde_json::Value {
         serde_json::json!({
             "alert_id": self.alert_id, "detection": self.detection, "level": self.level, "alert_key": self.alert_key,
-            "first_time": rfc3339(self.first_time), "last_time": rfc3339(self.last_time), "findings": self.findings(),
+            "first_time": rfc3339(self.first_time), "last_time": rfc3339(self.last_time()), "findings": self.findings(),
             "evidence": self.evidence(), "payload": self.payload,
         })
     }
@@ -197,7 +203,7 @@ impl Alert {
         rows.text(alerts::LEVEL, Some(&self.level));
         rows.text(alerts::ALERT_KEY, Some(&serde_json::json!(self.alert_key).to_string()));
         rows.time(alerts::FIRST_TIME, Some(self.first_time));
-        rows.time(alerts::LAST_TIME, Some(self.last_time));
+        rows.time(alerts::LAST_TIME, Some(self.last_time()));
         rows.int(alerts::FINDINGS, Some(self.findings() as i64));
         rows.text(alerts::EVIDENCE, Some(&serde_json::json!(self.evidence()).to_string()));
         rows.text(alerts::PAYLOAD, Some(&serde_json::json!(self.payload).to_string()));
