@@ -59,7 +59,10 @@ fn a_sink_that_was_dead_gets_its_alerts_at_the_next_start() {
     // The folder of the alert file is rotated away, and a file stands in its place.
     std::fs::rename(&alerts, folder.path().join("rotated")).expect("moved");
     std::fs::write(&alerts, "").expect("written");
-    sender(&broker.address).send(&broker.topic, Some(0), None, DESTROYS.as_bytes(), Some(START)).expect("sent");
+    // A producer that is dropped takes with it what it has not sent yet.
+    let sender = sender(&broker.address);
+    sender.send(&broker.topic, Some(0), None, DESTROYS.as_bytes(), Some(START)).expect("sent");
+    sender.flush(Duration::from_secs(30)).expect("taken");
     wait_for("a refused delivery", || metric(&service, "keyfuse_delivery_failures_total") > 0);
     assert_eq!(metric(&service, "keyfuse_deliveries_total"), 0);
     service.stop().expect("a clean stop");
