@@ -490,9 +490,7 @@ fn without_needless_escapes(text: &str) -> Cow<'_, str> {
     let plain = |at: usize| match bytes.get(at + 1)? {
         b'/' => Some(('/', 2)),
         b'u' => {
-            let code = u8::from_str_radix(text.get(at + 2..at + 6)?, 16)
-                .ok()
-                .or_else(|| u16::from_str_radix(text.get(at + 2..at + 6)?, 16).ok().and_then(|code| u8::try_from(code).ok()))?;
+            let code = u8::from_str_radix(text.get(at + 2..at + 6).filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))?, 16).ok()?;
             (matches!(code, 0x20..=0x7e) && code != b'"' && code != b'\\').then_some((char::from(code), 6))
         }
         _ => None,
