@@ -11,7 +11,7 @@ use keyfuse::decode::{Decoder, Message, Settings};
 use keyfuse::error::Fault;
 use keyfuse::generate::ordinary;
 use keyfuse::secret::Fingerprinter;
-use keyfuse::table::{Table, cloudtrail as c, rejects};
+use keyfuse::table::{TABLES, Table, cloudtrail as c, rejects};
 
 use crate::support::START;
 
@@ -42,9 +42,11 @@ async fn a_second_owner_is_fenced_and_nothing_is_written_twice() {
     let partition = [("t".to_owned(), 0)];
     let first = Archive::open(&place, &Default::default()).await.expect("opens");
     let second = Archive::open(&place, &Default::default()).await.expect("opens");
+    // A service asks where each table stands before it writes: a knowledge base's event is a row of two.
     for archive in [&first, &second] {
-        assert!(archive.positions(&rejects::TABLE, &partition).await.expect("reads").is_empty());
-        archive.positions(&c::TABLE, &partition).await.expect("reads");
+        for table in TABLES {
+            assert!(archive.positions(table, &partition).await.expect("reads").is_empty());
+        }
     }
     let batches = rows(1, 200);
     first.flush(&batches, &upto(200), &mut BTreeSet::new()).await.expect("the first owner commits");
@@ -55,8 +57,9 @@ async fn a_second_owner_is_fenced_and_nothing_is_written_twice() {
 
     // Both at the same moment: exactly one wins.
     let third = Archive::open(&place, &Default::default()).await.expect("opens");
-    third.positions(&rejects::TABLE, &partition).await.expect("reads");
-    third.positions(&c::TABLE, &partition).await.expect("reads");
+    for table in TABLES {
+        third.positions(table, &partition).await.expect("reads");
+    }
     let (mut done_a, mut done_b) = (BTreeSet::new(), BTreeSet::new());
     let (positions, batches) = (upto(300), rows(2, 100));
     let (a, b) = tokio::join!(first.flush(&batches, &positions, &mut done_a), third.flush(&batches, &positions, &mut done_b));
