@@ -43,17 +43,17 @@ pub fn unknown_tags<'d>(detection: &'d Detection, frameworks: &[Framework]) -> V
     detection.tags.iter().map(String::as_str).filter(|tag| !known(tag)).collect()
 }
 
-/// How a table is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// How a table is doing; from the worst to the best.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Arrival {
-    /// Rows on the last day that anything arrived.
-    Arriving,
-    /// Rows, but none on that day.
-    Stopped,
     Never,
+    /// Rows, but none on the last day that anything arrived.
+    Stopped,
     /// Nobody looked.
     Unknown,
+    /// Rows on that day.
+    Arriving,
 }
 
 /// One item of one framework.
@@ -91,27 +91,6 @@ pub struct Coverage {
     pub arrivals: BTreeMap<String, Arrival>,
 }
 
-/// What all of these give together: as good as the worst of them.
-fn worst(all: impl Iterator<Item = Arrival>) -> Arrival {
-    let rank = |arrival: &Arrival| match arrival {
-        Arrival::Never => 0,
-        Arrival::Stopped => 1,
-        Arrival::Unknown => 2,
-        Arrival::Arriving => 3,
-    };
-    all.min_by_key(rank).unwrap_or(Arrival::Unknown)
-}
-
-fn best(all: impl Iterator<Item = Arrival>) -> Arrival {
-    let rank = |arrival: &Arrival| match arrival {
-        Arrival::Never => 0,
-        Arrival::Stopped => 1,
-        Arrival::Unknown => 2,
-        Arrival::Arriving => 3,
-    };
-    all.max_by_key(rank).unwrap_or(Arrival::Never)
-}
-
 impl Coverage {
     /// Puts frameworks, detections and arrivals together. Tables that `arrivals` leaves out are unknown.
     pub fn of(engine: &Engine, frameworks: &[Framework], arrivals: BTreeMap<String, Arrival>) -> Self {
@@ -139,9 +118,10 @@ impl Coverage {
             let streams = analysis.needs.met(&|scan| analysis.scans[scan].is_lineage() || arrival(&analysis.scans[scan].table) == Arrival::Arriving);
             let required = analysis.required.iter().map(|table| arrival(table));
             let seen = match streams {
-                true => worst(required.chain([Arrival::Arriving])),
-                false => worst(analysis.scans.iter().filter(|scan| scan.is_stream()).map(|scan| arrival(&scan.table)).chain(required)),
+                true => required.chain([Arrival::Arriving]).min(),
+                false => analysis.scans.iter().filter(|scan| scan.is_stream()).map(|scan| arrival(&scan.table)).chain(required).min(),
             };
+            let seen = seen.unwrap_or(Arrival::Unknown);
             detections.push(Needs { detection: detection.name.clone(), title: detection.title.clone(), level: detection.level.name(), tables, formats, seen });
         }
         let mut items = Vec::new();
@@ -155,7 +135,7 @@ impl Coverage {
                     title: title.clone(),
                     detections: served.iter().map(|needs| needs.detection.clone()).collect(),
                     tables: served.iter().flat_map(|needs| needs.tables.clone()).collect(),
-                    seen: best(served.iter().map(|needs| needs.seen)),
+                    seen: served.iter().map(|needs| needs.seen).max().unwrap_or(Arrival::Never),
                     tag,
                 });
             }

@@ -93,15 +93,7 @@ impl Format for BedrockInvocation {
         if stream.is_some() && masked != answer.text {
             d.raw = Some(without_stream(&v, &masked));
         }
-        let (prompt, seen) = (d.read("prompt", &prompt), d.read("output", &masked));
-        let system = (!system.is_empty()).then(|| d.read("prompt", &system));
-        if prompt.hash.is_some() {
-            d.set("prompt_chars", Some(prompt.chars)).set("prompt_secrets", Some(prompt.secrets)).set("prompt_hash", prompt.hash);
-        }
-        d.set("system_hash", system.and_then(|system| system.hash));
-        if seen.hash.is_some() {
-            d.set("output_chars", Some(seen.chars)).set("output_secrets", Some(seen.secrets));
-        }
+        d.model_texts(&prompt, &masked, &system);
         d.set("stop_reason", answer.stop).set("tools_used", (!answer.tools.is_empty()).then(|| answer.tools.join(",")));
         let blocked = answer.blocked || d.text("stop_reason") == Some("guardrail_intervened");
         let looked_at = blocked || has(record.text, &["uardrail"]);

@@ -138,6 +138,27 @@ impl<'d> Draft<'d> {
         seen
     }
 
+    /// The texts of a model call: lengths, hashes and what is recognised in them.
+    pub fn model_texts(&mut self, prompt: &str, answer: &str, system: &str) {
+        let (prompt, answer) = (self.read("prompt", prompt), self.read("output", answer));
+        let system = self.read("prompt", system);
+        self.set("system_hash", system.hash);
+        if prompt.hash.is_some() {
+            self.set("prompt_chars", Some(prompt.chars)).set("prompt_secrets", Some(prompt.secrets)).set("prompt_hash", prompt.hash);
+        }
+        if answer.hash.is_some() {
+            self.set("output_chars", Some(answer.chars)).set("output_secrets", Some(answer.secrets));
+        }
+    }
+
+    /// What a tool gave back: its length and what is recognised in it.
+    pub fn result(&mut self, text: &str) {
+        let result = self.read("result", text);
+        if result.hash.is_some() {
+            self.set("result_chars", Some(result.chars)).set("result_secrets", Some(result.secrets));
+        }
+    }
+
     /// The arguments of a tool call: hash, keys, length, secrets, destination.
     pub fn arguments(&mut self, arguments: &Value) {
         // Arguments come as an object, as JSON text, and as text that is no JSON at all.

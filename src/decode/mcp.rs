@@ -89,10 +89,7 @@ impl Format for Mcp {
         for path in ["/result/content", "/result/structuredContent", "/result/contents"] {
             response.and_then(|response| response.pointer(path)).iter().for_each(|value| all_text(value, &mut text));
         }
-        let result = d.read("result", &text);
-        if result.hash.is_some() {
-            d.set("result_chars", Some(result.chars)).set("result_secrets", Some(result.secrets));
-        }
+        d.result(&text);
         let code = error.and_then(|error| error.get("code")).and_then(scalar);
         let message = error.and_then(|error| error.get("message")).and_then(Value::as_str);
         if code.as_deref() == Some("-32020") {

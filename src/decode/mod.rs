@@ -170,7 +170,11 @@ pub struct Out<'a> {
     keep_raw: bool,
 }
 
-impl Out<'_> {
+impl<'a> Out<'a> {
+    fn new(rows: &'a mut Vec<Rows>, settings: &'a Settings) -> Self {
+        Self { rows, fingerprinter: &settings.fingerprinter, networks: &settings.networks, keep_raw: settings.keep_raw }
+    }
+
     /// The rows of one table.
     pub fn rows(&mut self, table: &'static Table) -> &mut Rows {
         rows_of(self.rows, table)
@@ -390,8 +394,7 @@ impl Decoder {
         let scrubbed = if format.is_about_secrets() { Cow::Borrowed(text) } else { credential::replace_secrets(text, &self.settings.fingerprinter) };
         let text = scrubbed.as_ref();
         let mut record = Record { text, place: place.clone(), append_time, flags };
-        let mut out =
-            Out { rows: &mut self.rows, fingerprinter: &self.settings.fingerprinter, networks: &self.settings.networks, keep_raw: self.settings.keep_raw };
+        let mut out = Out::new(&mut self.rows, &self.settings);
         let refusal = match format.decode(&record, &mut out) {
             Ok(()) => return,
             Err(refusal) => refusal,
@@ -465,12 +468,7 @@ impl Decoder {
                         names.iter().cloned().zip(row.iter().map(|v| String::from_utf8_lossy(v).into_owned().into())).collect();
                     let text = serde_json::Value::Object(object).to_string();
                     let record = Record { text: &text, place: place.clone(), append_time, flags: String::new() };
-                    let mut out = Out {
-                        rows: &mut self.rows,
-                        fingerprinter: &self.settings.fingerprinter,
-                        networks: &self.settings.networks,
-                        keep_raw: self.settings.keep_raw,
-                    };
+                    let mut out = Out::new(&mut self.rows, &self.settings);
                     if let Err(refusal) = format.decode(&record, &mut out) {
                         self.reject_as(format.name(), text.as_bytes(), &place, append_time, &refusal);
                     }

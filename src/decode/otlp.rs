@@ -312,16 +312,7 @@ impl Attributes {
             &[("gen_ai.completion.", ".content"), ("llm.output_messages.", "message.content")],
         );
         let system = self.content(&["gen_ai.system_instructions", "llm.system_prompt"], &[]);
-        let (prompt, answer) = (draft.read("prompt", &prompt), draft.read("output", &answer));
-        let system = (!system.is_empty()).then(|| draft.read("prompt", &system));
-        draft.set("system_hash", system.and_then(|system| system.hash));
-        if prompt.hash.is_some() {
-            draft.set("prompt_chars", Some(prompt.chars)).set("prompt_secrets", Some(prompt.secrets));
-            draft.set("prompt_hash", prompt.hash);
-        }
-        if answer.hash.is_some() {
-            draft.set("output_chars", Some(answer.chars)).set("output_secrets", Some(answer.secrets));
-        }
+        draft.model_texts(&prompt, &answer, &system);
     }
 
     fn retrieval(&self, draft: &mut Draft<'_>, error: Option<&str>) {
@@ -392,10 +383,7 @@ impl Attributes {
             draft.arguments(arguments);
         }
         let result = self.content(&["gen_ai.tool.call.result", "traceloop.entity.output", "output.value", "langfuse.observation.output"], &[]);
-        let result = draft.read("result", &result);
-        if result.hash.is_some() {
-            draft.set("result_chars", Some(result.chars)).set("result_secrets", Some(result.secrets));
-        }
+        draft.result(&result);
     }
 
     fn outbound(&self, draft: &mut Draft<'_>, status: Option<i64>) {

@@ -83,7 +83,7 @@ fn lengths(bytes: &[u8], wanted: u32) -> Vec<&[u8]> {
         .collect()
 }
 
-/// A span starts with its trace id, a log record with its time: that tells them apart.
+/// One span or log record as OTLP JSON, and which of the two it is.
 fn record(bytes: &[u8]) -> Result<(&'static str, Value), String> {
     let mut object = Map::new();
     let (mut list, mut events) = (Vec::new(), Vec::new());
