@@ -1,4 +1,4 @@
-//! Dimensions from files: what an operator states about agents, approvals and accepted behaviour.
+//! Dimensions from files and compacted topics: what an operator states about agents, approvals and accepted behaviour.
 //!
 //! TOML with one `[[agents]]` (`[[approvals]]`, `[[allow]]`) table per entry, or CSV with the column names as header. A change
 //! is a new entry with its own `valid_from`, so that last month's answers stay what they were.
@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{DataType, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
 use serde_json::Value;
 
 use crate::clock::{DAY, Micros, SECOND, parse_length, parse_time, rfc3339};
 use crate::error::{At, Error, Result};
-use crate::table::{DIMENSIONS, Kind, Rows, Table, agents, allow_list, approvals};
+use crate::table::{DIMENSIONS, Kind, Rows, Table, agents, allow_list, approvals, statements};
 
 /// Rows of every dimension; a dimension without a file has none.
 #[derive(Clone, Debug, Default)]
@@ -36,19 +38,85 @@ impl Files {
     }
 }
 
-/// What a compacted topic says under one key, in order of time.
+/// What a compacted topic can state.
+pub const TOPICS: [&str; 4] = ["agents", "approvals", "allow_list", "networks"];
+
+/// What a compacted topic says under one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statement {
-    pub key: Vec<u8>,
+    /// The dimension that it is about, or `networks`.
+    pub dimension: String,
+    pub key: String,
     /// An entry as a JSON object of column names; none takes back what was stated.
-    pub value: Option<Vec<u8>>,
-    pub at: Micros,
-    /// Where it stands, to be named in errors.
+    pub entry: Option<String>,
+    /// From when it counts.
+    pub holds_from: Micros,
+    pub stated_at: Micros,
+    /// Where it stands, to be named in errors and known again: `topic/partition@offset`.
     pub place: String,
+}
+
+impl Statement {
+    /// Statements as rows of the table `statements`.
+    pub fn rows(read: &[Statement], read_at: Micros) -> RecordBatch {
+        let mut rows = Rows::new(&statements::TABLE);
+        for statement in read {
+            rows.time(statements::READ_AT, Some(read_at));
+            rows.time(statements::HOLDS_FROM, Some(statement.holds_from));
+            rows.time(statements::STATED_AT, Some(statement.stated_at));
+            rows.text(statements::DIMENSION, Some(&statement.dimension));
+            rows.text(statements::KEY, Some(&statement.key));
+            rows.text(statements::ENTRY, statement.entry.as_deref());
+            rows.text(statements::PLACE, Some(&statement.place));
+            rows.end_row();
+        }
+        rows.finish()
+    }
+
+    /// What such rows state, in order of time. A message that two processes read counts from when the first did.
+    pub fn of_rows(batches: &[RecordBatch]) -> Vec<Statement> {
+        let mut by_place: BTreeMap<String, Statement> = BTreeMap::new();
+        for batch in batches {
+            let text = |column: usize| arrow::compute::cast(batch.column(column), &DataType::Utf8View).unwrap_or_else(|_| batch.column(column).clone());
+            let (dimension, key, entry, place) = (text(statements::DIMENSION), text(statements::KEY), text(statements::ENTRY), text(statements::PLACE));
+            let time = |column: usize, row: usize| batch.column(column).as_primitive::<TimestampMicrosecondType>().value(row);
+            for row in 0..batch.num_rows() {
+                let statement = Statement {
+                    dimension: dimension.as_string_view().value(row).to_owned(),
+                    key: key.as_string_view().value(row).to_owned(),
+                    entry: entry.is_valid(row).then(|| entry.as_string_view().value(row).to_owned()),
+                    holds_from: time(statements::HOLDS_FROM, row),
+                    stated_at: time(statements::STATED_AT, row),
+                    place: place.as_string_view().value(row).to_owned(),
+                };
+                let known = by_place.entry(statement.place.clone()).or_insert_with(|| statement.clone());
+                if statement.holds_from < known.holds_from {
+                    *known = statement;
+                }
+            }
+        }
+        let mut all: Vec<Statement> = by_place.into_values().collect();
+        all.sort_by(|a, b| (a.holds_from, a.stated_at, &a.place).cmp(&(b.holds_from, b.stated_at, &b.place)));
+        all
+    }
 }
 
 /// What an agent or service can be, as detections ask for it.
 const ROLES: [&str; 8] = ["agent", "batch", "serving", "pipeline", "gateway", "auditor", "shared", "human"];
+
+/// What an entry cannot do without, and why.
+static REQUIRED: [(&Table, &[&str], &str); 2] = [
+    (
+        &approvals::TABLE,
+        &["identity", "approver", "reason", "valid_from", "valid_to"],
+        "an approval names who may, who approved it, why, and from when to when",
+    ),
+    (
+        &allow_list::TABLE,
+        &["detection", "column", "value", "owner", "reason", "valid_from", "valid_to"],
+        "an entry that nobody owns and that never expires is how an attacker stays allowed",
+    ),
+];
 
 /// An entry that says nothing of its end holds until then.
 const FOR_EVER: Micros = 4_102_444_800 * SECOND;
@@ -72,27 +140,34 @@ impl Dimensions {
         if problems.is_empty() { Ok(dimensions) } else { Err(problems) }
     }
 
-    /// Adds what was stated under keys, message by message: an entry holds from when it was stated until the next one under its
-    /// key, or a tombstone. An entry's own `valid_from` and `valid_to` narrow that. Gives what could not be read.
-    pub fn add_statements(&mut self, table: &'static Table, statements: &[Statement]) -> Vec<Error> {
+    /// Adds what topics stated, in order of time: an entry holds until the next one under its key, or a tombstone. An entry's
+    /// own `valid_from` and `valid_to` narrow that. Gives what could not be read.
+    pub fn add_statements(&mut self, statements: &[Statement]) -> Vec<Error> {
+        DIMENSIONS.iter().flat_map(|table| self.add_statements_of(table, statements)).collect()
+    }
+
+    fn add_statements_of(&mut self, table: &'static Table, statements: &[Statement]) -> Vec<Error> {
         let mut problems = Vec::new();
         let mut good = vec![self.of(table)];
         // From the newest backwards: what stands under a key now ends where the one after it began.
-        let mut ends: std::collections::HashMap<&[u8], Micros> = std::collections::HashMap::new();
-        for statement in statements.iter().rev() {
-            let Some(value) = &statement.value else {
-                ends.insert(&statement.key, statement.at);
+        let mut ends: std::collections::HashMap<&str, Micros> = std::collections::HashMap::new();
+        for statement in statements.iter().rev().filter(|statement| statement.dimension == table.name) {
+            let Some(entry) = &statement.entry else {
+                ends.insert(&statement.key, statement.holds_from);
                 continue;
             };
-            let Some(mut entry) = serde_json::from_slice::<Value>(value).ok().filter(Value::is_object) else {
+            let Some(mut entry) = serde_json::from_str::<Value>(entry).ok().filter(Value::is_object) else {
                 problems.push(Error::user(format!("{}: no JSON object", statement.place)));
                 continue;
             };
-            let until = ends.get(statement.key.as_slice()).copied().unwrap_or(FOR_EVER);
+            let until = ends.get(statement.key.as_str()).copied().unwrap_or(FOR_EVER);
             let own = |name: &str| entry.get(name).and_then(Value::as_str).and_then(parse_time);
-            let (from, to) = (own("valid_from").unwrap_or(statement.at), own("valid_to").unwrap_or(until).min(until));
+            let (from, to) = (own("valid_from").unwrap_or(statement.holds_from), own("valid_to").map_or(until, |to| to.min(until)));
             entry["valid_from"] = rfc3339(from).into();
-            entry["valid_to"] = rfc3339(to.max(from + 1)).into();
+            // Where an end is asked for, the next statement does not stand in for it.
+            if entry.get("valid_to").is_some() || !REQUIRED.iter().any(|(of, needed, _)| std::ptr::eq(*of, table) && needed.contains(&"valid_to")) {
+                entry["valid_to"] = rfc3339(to.max(from + 1)).into();
+            }
             let mut rows = Rows::new(table);
             match append(&mut rows, table, &entry) {
                 Ok(()) => {
@@ -179,12 +254,21 @@ fn append(rows: &mut Rows, table: &'static Table, entry: &Value) -> Result<(), S
     }
     let column = |name: &str| table.columns.iter().position(|column| column.name == name);
     let (from, to) = (column("valid_from"), column("valid_to"));
-    if std::ptr::eq(table, &approvals::TABLE) {
-        for needed in ["identity", "approver", "reason", "valid_from", "valid_to"] {
-            if column(needed).is_none_or(|index| !cells.contains_key(&index)) {
-                return Err(format!("{needed} is missing: an approval names who may, who approved it, why, and from when to when"));
-            }
+    let text_of = |name: &str| column(name).and_then(|index| cells.get(&index)?.as_str());
+    if let Some((_, needed, why)) = REQUIRED.iter().find(|(of, ..)| std::ptr::eq(*of, table)) {
+        let is_there =
+            |name: &str| column(name).and_then(|index| cells.get(&index)).is_some_and(|cell| cell.as_str().is_none_or(|text| !text.trim().is_empty()));
+        if let Some(missing) = needed.iter().find(|name| !is_there(name)) {
+            return Err(format!("{missing} is missing: {why}"));
         }
+    }
+    if std::ptr::eq(table, &allow_list::TABLE)
+        && let (Some(column), Some(value)) = (text_of("column"), text_of("value"))
+        && column.contains("ip")
+        && value.contains('/')
+        && value.parse::<ipnet::IpNet>().is_err()
+    {
+        return Err(format!("value: `{value}` is no network"));
     }
     if std::ptr::eq(table, &agents::TABLE) {
         if ["agent_id", "identity"].iter().all(|name| column(name).is_none_or(|index| !cells.contains_key(&index))) {
@@ -254,14 +338,15 @@ pub fn by_name(name: &str) -> Option<&'static Table> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use arrow::array::AsArray;
 
     #[test]
     fn a_statement_holds_until_the_next_one_under_its_key() {
         let state = |key: &str, value: Option<&str>, at: Micros| Statement {
+            dimension: "agents".into(),
             key: key.into(),
-            value: value.map(|text| text.as_bytes().to_vec()),
-            at: at * DAY,
+            entry: value.map(str::to_owned),
+            holds_from: at * DAY,
+            stated_at: at * DAY,
             place: format!("agents/0@{at}"),
         };
         let statements = [
@@ -271,7 +356,9 @@ mod tests {
             state("a", None, 5),
         ];
         let mut dimensions = Dimensions::default();
-        let problems = dimensions.add_statements(&agents::TABLE, &statements);
+        let read = Statement::of_rows(&[Statement::rows(&statements, 9), Statement::rows(&statements, 12)]);
+        assert_eq!(read, statements, "through the archive and back, read by two processes");
+        let problems = dimensions.add_statements(&read);
         assert_eq!(problems.len(), 1);
         assert!(problems[0].to_string().contains("agents/0@2"));
         let rows = dimensions.of(&agents::TABLE);

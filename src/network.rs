@@ -52,20 +52,30 @@ impl Networks {
             }
             for (number, row) in reader.deserialize::<Listed>().enumerate() {
                 let row = row.map_err(|error| Error::user(format!("{}: row {}: {error}; wanted: network,asn,country", place(), number + 1)))?;
-                let network: ipnet::IpNet = row
-                    .network
-                    .parse()
-                    .map_err(|_| Error::user(format!("{}: row {}: `{}` is no network such as 203.0.113.0/24", place(), number + 1, row.network)))?;
-                let asn = row.asn.as_deref().map(|asn| asn.trim_start_matches("AS")).filter(|asn| !asn.is_empty());
-                if asn.is_some_and(|asn| asn.parse::<u32>().is_err()) {
-                    return Err(Error::user(format!("{}: row {}: `{}` is no AS number", place(), number + 1, asn.unwrap_or_default())));
-                }
-                let row = Listed { asn: asn.map(|asn| format!("AS{asn}")), ..row };
-                let (bits, length) = bits_of(network.addr(), network.prefix_len());
-                networks.listed.entry(length).or_default().insert(masked(bits, length), row);
+                networks.list(row).map_err(|message| Error::user(format!("{}: row {}: {message}", place(), number + 1)))?;
             }
         }
         Ok(networks)
+    }
+
+    /// Adds one network, given as JSON with network, asn and country; what is stated later counts.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn state(&mut self, entry: &str) -> Result<(), String> {
+        self.list(serde_json::from_str(entry).map_err(|error| format!("{error}; wanted: network, asn, country"))?)
+    }
+
+    fn list(&mut self, row: Listed) -> Result<(), String> {
+        let network: ipnet::IpNet = row.network.parse().map_err(|_| format!("`{}` is no network such as 203.0.113.0/24", row.network))?;
+        let asn = row.asn.as_deref().map(|asn| asn.trim_start_matches("AS")).filter(|asn| !asn.is_empty());
+        if asn.is_some_and(|asn| asn.parse::<u32>().is_err()) {
+            return Err(format!("`{}` is no AS number", asn.unwrap_or_default()));
+        }
+        let row = Listed { asn: asn.map(|asn| format!("AS{asn}")), ..row };
+        let (bits, length) = bits_of(network.addr(), network.prefix_len());
+        self.listed.entry(length).or_default().insert(masked(bits, length), row);
+        Ok(())
     }
 
     /// Whether any file says more than the block around an address.

@@ -7,6 +7,8 @@
 //! of it is in the fsynced alert log. The engine thread hands a flush over after the log is synced; the archive commits
 //! rows and positions atomically; only then the consumer group is told.
 
+mod world;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
@@ -18,21 +20,21 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
 
-use crate::alert::{Alert, AlertBook, AlertLog, AllowList};
+use crate::alert::{Alert, AlertBook, AlertLog};
 use crate::archive::{Archive, ArchiveHistory, Flushed, Positions};
 use crate::clock::{self, Micros};
 use crate::config::Config;
 use crate::decode::{self, Decoder, Message, read_mappings};
 use crate::detect::{Detection, Engine, read_folder};
-use crate::dimension::{Dimensions, Statement};
+use crate::dimension::Statement;
 use crate::error::{At, Error, Fault, Result};
 use crate::metrics::Metrics;
-use crate::network::Networks;
 use crate::secret::Fingerprinter;
 use crate::sink::{Delivery, Ndjson, Parcel, Sink};
 use crate::source::broker::Sender as KafkaSender;
-use crate::source::kafka::{Event, Fetched, KafkaSource, Keyed, Poll, client_config, read_all};
-use crate::table::{History, LookBack, Memory, Rows, TABLES, Table, alerts, cloudtrail as system, rejects, words};
+use crate::source::kafka::{Event, Fetched, KafkaSource, Poll, client_config};
+use crate::table::{History, LookBack, Memory, Rows, TABLES, Table, alerts, cloudtrail as system, rejects, statements, words};
+use world::{Listener, World};
 
 /// How far back alerts stay in memory and in the alert log after their last finding.
 const ALERTS_STAY: Micros = 100 * clock::DAY;
@@ -76,7 +78,10 @@ pub enum Show {
 
 /// Orders to a running service.
 pub enum Order {
+    /// Take files and detections as they are now.
     Reload,
+    /// What topics of dimensions newly say.
+    State(Vec<Statement>),
     Stop,
 }
 
@@ -98,14 +103,21 @@ impl Service {
         let one = |error: Error| vec![error];
         let detections = read_folder(&config.detections)?;
         let fingerprinter = Fingerprinter::from_file(&config.data.join("fingerprint.key")).map_err(one)?;
-        let engine = Engine::new(&detections, &fingerprinter, &dimensions(config)?)?.with_residue_budget(config.residue_budget);
+        let archive = Arc::new(runtime.block_on(Archive::open(&config.archive, &config.archive_options)).map_err(one)?);
+        let mut stated = Statement::of_rows(&runtime.block_on(archive.all(&statements::TABLE)).map_err(one)?);
+        let listener = Listener::new(config, &fingerprinter, &stated);
+        // To start without what is stated would raise false alerts: a broker that does not answer is an error here.
+        let fresh = listener.listen().map_err(one)?;
+        let decided_to = runtime.block_on(archive.latest_append()).map_err(one)?.unwrap_or(Micros::MIN);
+        runtime.block_on(take_statements(&archive, &listener, &mut stated, fresh, decided_to)).map_err(one)?;
+        let World { dimensions, networks, allow } = World::read(config, &stated)?;
+        let engine = Engine::new(&detections, &fingerprinter, &dimensions)?.with_residue_budget(config.residue_budget);
         let decoding = decode::Settings {
             fingerprinter: fingerprinter.clone(),
-            networks: Arc::new(Networks::open(&config.networks).map_err(one)?),
+            networks,
             mappings: read_mappings(&config.mappings).map_err(one)?,
             keep_raw: config.keep_raw,
         };
-        let allow = config.known.allow_list.as_deref().map_or(Ok(AllowList::default()), AllowList::read).map_err(one)?;
         allow.fits(&engine)?;
         let (log, recovered) = AlertLog::open(&config.data.join("alerts.log")).map_err(one)?;
         let log = Arc::new(Mutex::new(log));
@@ -118,7 +130,6 @@ impl Service {
         let sink_names: Vec<String> = sinks.iter().map(|sink| sink.name().to_owned()).collect();
         let metrics = Metrics::new(&names, &topics, &sink_names).map_err(|error| one(Error::bug("metrics").because(error)))?;
         let metrics = Arc::new(metrics);
-        let archive = Arc::new(runtime.block_on(Archive::open(&config.archive, &config.archive_options)).map_err(one)?);
 
         let (events_in, events) = sync_channel(8);
         let (orders, orders_out) = channel();
@@ -161,6 +172,9 @@ impl Service {
                 archive: ArchiveHistory { archive: Arc::clone(&archive), runtime: runtime.clone() },
             },
             config: config.clone(),
+            listener: listener.clone(),
+            stated,
+            decided_to,
             fingerprinter,
             detections: detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect(),
             engine,
@@ -195,8 +209,8 @@ impl Service {
             .map_err(|error| one(Error::environment("starting the engine thread").because(error)))?;
         let stopped = Arc::new(AtomicBool::new(false));
         if !config.dimension_topics.is_empty() {
-            let (config, orders, stopped) = (config.clone(), orders.clone(), Arc::clone(&stopped));
-            let watcher = std::thread::Builder::new().name("dimensions".into()).spawn(move || watch_statements(&config, &orders, &stopped));
+            let (orders, stopped) = (orders.clone(), Arc::clone(&stopped));
+            let watcher = std::thread::Builder::new().name("dimensions".into()).spawn(move || listener.watch(&orders, &stopped));
             watcher.map_err(|error| one(Error::environment("starting the thread that watches dimensions").because(error)))?;
         }
         Ok(Self { metrics, health, orders, engine, stopped })
@@ -221,6 +235,21 @@ impl Service {
         let _ = self.orders.send(Order::Stop);
         self.engine.join().map_err(|_| Error::bug("the engine thread panicked"))?
     }
+}
+
+/// Archives statements and takes them up. They count from when they were made, but not for rows that were decided without them.
+async fn take_statements(archive: &Archive, listener: &Listener, stated: &mut Vec<Statement>, mut fresh: Vec<Statement>, decided_to: Micros) -> Result<()> {
+    if fresh.is_empty() {
+        return Ok(());
+    }
+    for statement in &mut fresh {
+        statement.holds_from = statement.stated_at.max(decided_to.saturating_add(1));
+    }
+    archive.append(&statements::TABLE, &Statement::rows(&fresh, clock::now())).await?;
+    listener.knows(&fresh);
+    stated.extend(fresh);
+    stated.sort_by(|a, b| (a.holds_from, a.stated_at, &a.place).cmp(&(b.holds_from, b.stated_at, &b.place)));
+    Ok(())
 }
 
 fn names_of(detections: &[Detection]) -> Vec<(String, String)> {
@@ -265,6 +294,11 @@ type FlushResult = (Result<Flushed>, Pending, Duration);
 
 struct Worker {
     config: Config,
+    listener: Listener,
+    /// All that the topics of dimensions have stated.
+    stated: Vec<Statement>,
+    /// Latest append time of any row that the engine has seen.
+    decided_to: Micros,
     fingerprinter: Fingerprinter,
     detections: HashMap<String, Arc<Detection>>,
     decoders: HashMap<String, Decoder>,
@@ -371,6 +405,13 @@ impl Worker {
     fn obey(&mut self, orders: &Receiver<Order>) {
         match orders.try_recv() {
             Ok(Order::Reload) => self.reload(),
+            Ok(Order::State(fresh)) => {
+                let Self { archive, listener, stated, decided_to, runtime, .. } = self;
+                match runtime.block_on(take_statements(archive, listener, stated, fresh, *decided_to)) {
+                    Ok(()) => self.reload(),
+                    Err(error) => tracing::error!(%error, "statements could not be archived and do not count yet; they will be tried again"),
+                }
+            }
             Ok(Order::Stop) => {
                 self.stopping = true;
                 self.source.stop();
@@ -414,6 +455,7 @@ impl Worker {
             self.metrics.message_bytes.with_label_values(&[topic.as_ref()]).inc_by(value.len() as u64);
             let progress = self.progress.entry(place.clone()).or_default();
             progress.append_time = progress.append_time.max(append_time);
+            self.decided_to = self.decided_to.max(append_time.unwrap_or(Micros::MIN));
             progress.heard_at = poll.received_at;
             self.positions.insert(place, offset + 1);
         }
@@ -711,18 +753,18 @@ impl Worker {
 
     fn reload(&mut self) {
         let outcome = read_folder(&self.config.detections).and_then(|detections| {
-            let dimensions = dimensions(&self.config)?;
-            let engine = Engine::new(&detections, &self.fingerprinter, &dimensions)?.with_residue_budget(self.config.residue_budget);
-            let allow = self.config.known.allow_list.as_deref().map_or(Ok(AllowList::default()), AllowList::read).map_err(|error| vec![error])?;
-            allow.fits(&engine)?;
-            Ok((detections, engine, allow))
+            let world = World::read(&self.config, &self.stated)?;
+            let engine = Engine::new(&detections, &self.fingerprinter, &world.dimensions)?.with_residue_budget(self.config.residue_budget);
+            world.allow.fits(&engine)?;
+            Ok((detections, engine, world))
         });
-        let loaded = outcome.and_then(|(detections, mut engine, allow)| {
+        let loaded = outcome.and_then(|(detections, mut engine, world)| {
             engine.restore(&self.past, None).map_err(|error| vec![error])?;
             self.metrics.know_detections(&names_of(&detections));
             self.detections = detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect();
             self.engine = engine;
-            self.book.set_allow_list(allow);
+            self.book.set_allow_list(world.allow);
+            self.decoders.values_mut().for_each(|decoder| decoder.set_networks(&world.networks));
             self.decide(None).map_err(|error| vec![error])
         });
         match loaded {
@@ -736,50 +778,6 @@ impl Worker {
                     tracing::error!(%error, "reload refused; the detections that were running go on");
                 }
             }
-        }
-    }
-}
-
-/// What is known of one's own world: from files, and from compacted topics. A statement of a topic that cannot be read is told
-/// and left out; a file that cannot be read is refused whole.
-fn dimensions(config: &Config) -> Result<Dimensions, Vec<Error>> {
-    let mut dimensions = Dimensions::read(&config.known)?;
-    for (name, statements) in statements(config).map_err(|error| vec![error])? {
-        let Some(table) = crate::dimension::by_name(name) else { continue };
-        for error in dimensions.add_statements(table, &statements) {
-            tracing::error!(%error, dimension = name, "a statement was left out");
-        }
-    }
-    Ok(dimensions)
-}
-
-/// What the compacted topics of dimensions hold now.
-fn statements(config: &Config) -> Result<Vec<(&'static str, Vec<Statement>)>> {
-    let kafka = client_config(&config.kafka)?;
-    let statement = |m: Keyed| Statement { key: m.key, value: m.value, at: m.at, place: m.place };
-    config.dimension_topics.iter().map(|(name, topic)| Ok((*name, read_all(&kafka, topic)?.into_iter().map(statement).collect()))).collect()
-}
-
-/// How often the topics of dimensions are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
-
-/// Asks for a reload whenever the topics of dimensions say something new.
-fn watch_statements(config: &Config, orders: &Sender<Order>, stopped: &AtomicBool) {
-    let mut known = statements(config).ok();
-    let mut looked = Instant::now();
-    while !stopped.load(Ordering::Relaxed) {
-        std::thread::sleep(Duration::from_millis(100));
-        if looked.elapsed() < LOOK_EVERY {
-            continue;
-        }
-        looked = Instant::now();
-        match statements(config) {
-            Ok(now) if known.as_ref() != Some(&now) => {
-                known = Some(now);
-                let _ = orders.send(Order::Reload);
-            }
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "the topics of dimensions cannot be read; what is known stays"),
         }
     }
 }

@@ -57,7 +57,6 @@ pub struct Settings<'a> {
     /// Raw text is kept where `decoding` says so, or a detection reads it.
     pub decoding: decode::Settings,
     pub dimensions: Dimensions,
-    pub allow: AllowList,
     pub detections: &'a [Detection],
 }
 
@@ -70,13 +69,14 @@ pub fn replay(inputs: &[Input], settings: Settings<'_>, io: &Handle, mut progres
     let one = |error: Error| vec![error];
     let detections = settings.detections;
     let engine = Engine::new(detections, &settings.decoding.fingerprinter, &settings.dimensions)?;
-    settings.allow.fits(&engine)?;
+    let allow = AllowList::of(&settings.dimensions);
+    allow.fits(&engine)?;
     let keep_raw = settings.decoding.keep_raw || detections.iter().any(|detection| detection.sql.contains("raw"));
     let mut run = Run {
         engine,
         decoder: Decoder::new(settings.format, decode::Settings { keep_raw, ..settings.decoding }),
         rows: Memory::default(),
-        book: AlertBook::new(settings.allow),
+        book: AlertBook::new(allow),
         summary: Summary::default(),
         seen: HashSet::new(),
         hashers: Default::default(),

@@ -1,16 +1,17 @@
 //! The allow-list: what is known and accepted, by whom, why and until when.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
-use serde::Deserialize;
+use arrow::array::AsArray;
+use arrow::datatypes::TimestampMicrosecondType;
 
 use crate::clock::Micros;
-use crate::clock::parse_time;
 use crate::detect::analyse::Merge;
 use crate::detect::{Engine, Finding};
-use crate::error::{At, Error, Result};
+use crate::dimension::Dimensions;
+use crate::error::Error;
 use crate::function::in_network;
+use crate::table::allow_list;
 
 /// One accepted behaviour.
 #[derive(Clone, Debug)]
@@ -27,64 +28,28 @@ pub struct AllowEntry {
     pub valid_to: Micros,
 }
 
-/// All of them, in the order of the file.
+/// All of them, in the order in which they were stated.
 #[derive(Clone, Debug, Default)]
 pub struct AllowList {
     entries: Vec<AllowEntry>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    allow: Vec<Entry>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Entry {
-    detection: String,
-    column: String,
-    value: String,
-    owner: String,
-    reason: String,
-    valid_from: String,
-    valid_to: String,
-}
-
 impl AllowList {
-    /// Reads `[[allow]]` tables from a TOML file. Owner, reason and an end are not optional: an entry that nobody owns
-    /// and that never expires is how an attacker stays allowed.
-    ///
-    /// # Errors
-    /// Names the file, the entry and the field.
-    pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).at(|| format!("reading the allow-list {}", path.display()))?;
-        let file: File = toml::from_str(&text).user_at(|| format!("allow-list {}", path.display()))?;
-        let entries = file.allow.into_iter().enumerate().map(|(number, entry)| {
-            let place = |field: &str| format!("allow-list {}: entry {}: {field}", path.display(), number + 1);
-            let time = |field: &str, text: &str| parse_time(text).ok_or_else(|| Error::user(format!("{} `{text}` is not a date or time", place(field))));
-            if entry.owner.trim().is_empty() || entry.reason.trim().is_empty() {
-                return Err(Error::user(place("owner and reason must say something")));
-            }
-            let (valid_from, valid_to) = (time("valid_from", &entry.valid_from)?, time("valid_to", &entry.valid_to)?);
-            if valid_from >= valid_to {
-                return Err(Error::user(place("valid_from lies behind valid_to: it would never hold")));
-            }
-            if entry.column.contains("ip") && entry.value.contains('/') && entry.value.parse::<ipnet::IpNet>().is_err() {
-                return Err(Error::user(format!("{} `{}` is no network", place("value"), entry.value)));
-            }
-            Ok(AllowEntry {
-                valid_from,
-                valid_to,
-                detection: entry.detection,
-                column: entry.column,
-                value: entry.value,
-                owner: entry.owner,
-                reason: entry.reason,
-            })
-        });
-        Ok(Self { entries: entries.collect::<Result<_>>()? })
+    /// The entries of the dimension `allow_list`.
+    pub fn of(dimensions: &Dimensions) -> Self {
+        let rows = dimensions.of(&allow_list::TABLE);
+        let text = |column: usize, row: usize| rows.column(column).as_string_view().value(row).to_owned();
+        let time = |column: usize, row: usize| rows.column(column).as_primitive::<TimestampMicrosecondType>().value(row);
+        let entry = |row: usize| AllowEntry {
+            detection: text(allow_list::DETECTION, row),
+            column: text(allow_list::COLUMN, row),
+            value: text(allow_list::VALUE, row),
+            owner: text(allow_list::OWNER, row),
+            reason: text(allow_list::REASON, row),
+            valid_from: time(allow_list::VALID_FROM, row),
+            valid_to: time(allow_list::VALID_TO, row),
+        };
+        Self { entries: (0..rows.num_rows()).map(entry).collect() }
     }
 
     /// Whether an entry that was valid at the finding's own time covers it. Nothing but the finding and the list decides,

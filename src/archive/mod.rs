@@ -12,13 +12,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
+use datafusion::execution::context::SessionContext;
 use object_store::ObjectStore;
 use object_store::path::Path as StorePath;
 use url::Url;
 
 use crate::clock::{HOUR, Micros, parse_time};
 use crate::error::{At, Error, Result};
-use crate::table::{TABLES, Table, rejects};
+use crate::table::{STREAMS, TABLES, Table, rejects};
 
 pub use delta::DeltaLog;
 pub use read::{ArchiveHistory, ArchiveTable};
@@ -166,6 +167,44 @@ impl Archive {
             committed.insert(table.name);
         }
         Ok(flushed)
+    }
+
+    /// Adds rows that come of no stream, such as statements: durable when it returns.
+    ///
+    /// # Errors
+    /// Storage.
+    pub async fn append(&self, table: &'static Table, batch: &RecordBatch) -> Result<()> {
+        let files = write::write(&self.location, table, std::slice::from_ref(batch), &Positions::new()).await?;
+        self.log(table)?.lock().await.commit(&files, &Positions::new()).await
+    }
+
+    /// Every row of a table. Only for small ones.
+    ///
+    /// # Errors
+    /// The archive cannot be read.
+    pub async fn all(&self, table: &'static Table) -> Result<Vec<RecordBatch>> {
+        let table = self.read(table).await?;
+        if table.rows() == 0 {
+            return Ok(Vec::new());
+        }
+        let ctx = SessionContext::new();
+        table.register_store(&ctx);
+        Ok(ctx.read_table(Arc::new(table))?.collect().await?)
+    }
+
+    /// The latest append time of any row of a stream.
+    ///
+    /// # Errors
+    /// The archive cannot be read.
+    pub async fn latest_append(&self) -> Result<Option<Micros>> {
+        let mut latest = None;
+        for table in STREAMS {
+            for file in self.log(table)?.lock().await.files().await? {
+                let stats: serde_json::Value = serde_json::from_str(&file.stats).unwrap_or_default();
+                latest = latest.max(stats["maxValues"]["append_time"].as_str().and_then(parse_time));
+            }
+        }
+        Ok(latest)
     }
 
     /// A table as DataFusion reads it, as of now.

@@ -16,7 +16,7 @@ use parquet::schema::types::ColumnPath;
 use super::{DataFile, Location, Positions};
 use crate::clock::{HOUR, rfc3339};
 use crate::error::{At, Result};
-use crate::table::{Kind, Table, alerts, cloudtrail as system};
+use crate::table::{Kind, Table};
 
 /// Rows per row group: small enough that a look-up by key reads little, large enough to compress.
 const ROW_GROUP: usize = 128 << 10;
@@ -68,10 +68,9 @@ pub async fn write(location: &Location, table: &'static Table, batches: &[Record
 
 /// The rows by the hour in which they were appended. Nearly always a batch lies in one hour and is not copied.
 fn by_hour(table: &'static Table, batches: &[RecordBatch]) -> Result<BTreeMap<i64, Vec<RecordBatch>>> {
-    let column = if table.is_stream() { system::APPEND_TIME } else { alerts::DECIDED_AT };
     let mut hours: BTreeMap<i64, Vec<RecordBatch>> = BTreeMap::new();
     for batch in batches {
-        let times = batch.column(column).as_primitive::<TimestampMicrosecondType>();
+        let times = batch.column(table.known_at()).as_primitive::<TimestampMicrosecondType>();
         let hour_of = |time: Option<i64>| time.unwrap_or(0).div_euclid(HOUR);
         let (first, last) = (hour_of(min(times)), hour_of(max(times)));
         if first == last {
@@ -93,7 +92,7 @@ fn name_of(table: &Table, hour: i64, positions: &Positions, bytes: &[u8]) -> Str
     for ((topic, partition), offset) in positions {
         hasher.update(topic.as_bytes()).update(&partition.to_le_bytes()).update(&offset.to_le_bytes());
     }
-    // Alerts have no positions; their content tells them apart.
+    // Alerts and statements have no positions; their content tells them apart.
     hasher.update(&(bytes.len() as u64).to_le_bytes()).update(blake3::hash(bytes).as_bytes());
     format!("part-{}.parquet", &hasher.finalize().to_hex()[..24])
 }

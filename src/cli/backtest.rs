@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use keyfuse::alert::alerts_of;
+use keyfuse::alert::{AllowList, alerts_of};
 use keyfuse::archive::{Archive, ArchiveHistory};
 use keyfuse::clock::Micros;
 use keyfuse::clock::parse_time;
@@ -55,15 +55,16 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let runtime = runtime()?;
     let options: HashMap<String, String> = args.storage_options.iter().cloned().collect();
     let archive = Arc::new(runtime.block_on(Archive::open(&args.archive, &options)).map_err(one)?);
+    let dimensions = args.rules.dimensions_of(&runtime, &archive)?;
     let history = ArchiveHistory { archive, runtime: runtime.handle().clone() };
-    let mut engine = Engine::new(&detections, &args.rules.fingerprinter()?, &args.rules.dimensions()?)?;
+    let mut engine = Engine::new(&detections, &args.rules.fingerprinter()?, &dimensions)?;
     engine.backtest(&history, from).map_err(one)?;
     let mut findings = engine.tick(&history).map_err(one)?;
     if let Some((detection, problem)) = engine.take_problems().into_iter().next() {
         return Err(one(Error::user(format!("{detection}: {problem}"))));
     }
     findings.retain(|finding| finding.alert_time >= from && finding.alert_time < to);
-    let book = alerts_of(&findings, args.rules.allow()?);
+    let book = alerts_of(&findings, AllowList::of(&dimensions));
     let style = Style { colour: coloured() };
     let mut out = std::io::stdout().lock();
     for alert in book.all() {

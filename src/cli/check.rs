@@ -27,7 +27,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     args.rules.decoding()?;
-    let (mut allow, mut dimensions) = (args.rules.allow()?, args.rules.dimensions()?);
+    let mut dimensions = args.rules.dimensions()?;
     let detections = match &args.config {
         Some(path) => {
             let config = Config::read(path)?;
@@ -39,9 +39,6 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
             if config.archive.contains("://") {
                 Location::parse(&config.archive, &config.archive_options).map_err(one)?;
             }
-            if let Some(file) = &config.known.allow_list {
-                allow = AllowList::read(file).map_err(one)?;
-            }
             dimensions = Dimensions::read(&config.known)?;
             println!("{}: good; reads {} topics, archives to {}", path.display(), config.topics.len(), config.archive);
             read_folder(&config.detections)?
@@ -49,7 +46,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
         None => args.rules.detections()?,
     };
     let engine = Engine::new(&detections, &args.rules.fingerprinter()?, &dimensions)?;
-    allow.fits(&engine)?;
+    AllowList::of(&dimensions).fits(&engine)?;
     let known = frameworks().map_err(|error| vec![error])?;
     for detection in &detections {
         let unknown = unknown_tags(detection, &known);

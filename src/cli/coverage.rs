@@ -39,11 +39,10 @@ enum Format {
 
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let one = |error: Error| vec![error];
-    let dimensions = args.rules.dimensions()?;
+    let mut dimensions = args.rules.dimensions()?;
     let detections = args.rules.detections()?;
     let engine = Engine::new(&detections, &args.rules.fingerprinter()?, &dimensions)?;
-    let mut arrivals: BTreeMap<String, Arrival> =
-        DIMENSIONS.iter().map(|table| (table.name.to_owned(), if dimensions.knows(table) { Arrival::Arriving } else { Arrival::Never })).collect();
+    let mut arrivals: BTreeMap<String, Arrival> = BTreeMap::new();
     args.rules.decoding()?;
     let usual = "keyfuse-data/archive";
     let archive = match args.archive {
@@ -58,6 +57,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
         let runtime = runtime()?;
         let options: HashMap<String, String> = args.storage_options.iter().cloned().collect();
         let archive = std::sync::Arc::new(runtime.block_on(Archive::open(&place, &options)).map_err(one)?);
+        dimensions = args.rules.dimensions_of(&runtime, &archive)?;
         let history = keyfuse::archive::ArchiveHistory { archive, runtime: runtime.handle().clone() };
         let latest: Vec<_> = STREAMS.iter().map(|table| (table.name, history.latest(table))).collect();
         let newest = latest.iter().filter_map(|(_, time)| *time).max();
@@ -70,6 +70,8 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
             arrivals.insert(table.to_owned(), arrival);
         }
     }
+    let known = |table: &&'static keyfuse::table::Table| (table.name.to_owned(), if dimensions.knows(table) { Arrival::Arriving } else { Arrival::Never });
+    arrivals.extend(DIMENSIONS.iter().map(known));
     let coverage = Coverage::of(&engine, &frameworks().map_err(one)?, arrivals);
     match args.format {
         Format::Json => println!("{}", serde_json::to_string_pretty(&coverage).unwrap_or_default()),

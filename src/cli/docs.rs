@@ -135,6 +135,15 @@ fn catalogue() -> Result<String, Vec<Error>> {
             detection.tests.len()
         );
     }
+    page.push_str(
+        "\n## Thresholds\n\nNamed where they stand in the SQL, `threshold(value, 'name', 'source')`; a copy of the file with another value is a detection of your own.\n\n\
+         | name | threshold | value | source |\n|---|---|---|---|\n",
+    );
+    for (detection, analysis) in engine.detections() {
+        for threshold in &analysis.thresholds {
+            let _ = writeln!(page, "| {} | {} | {} | {} |", detection.name, threshold.name, threshold.value, threshold.source);
+        }
+    }
     page.push_str("\n## Tags\n\n| name | tags |\n|---|---|\n");
     for detection in &detections {
         let _ = writeln!(page, "| {} | {} |", detection.name, detection.tags.join(", "));

@@ -79,7 +79,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     } else {
         let inputs = runtime.block_on(files::resolve(&args.from, &options)).map_err(one)?;
         let decoding = args.rules.decoding()?;
-        let settings = Settings { format: None, decoding, dimensions: dimensions.clone(), allow: args.rules.allow()?, detections: &[] };
+        let settings = Settings { format: None, decoding, dimensions: dimensions.clone(), detections: &[] };
         let rows = replay(&inputs, settings, runtime.handle(), |_, _| {})?.rows;
         runtime.block_on(Door::open(Rows::Memory(&rows), &dimensions, &fingerprinter, limits)).map_err(one)?
     };

@@ -19,10 +19,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use keyfuse::alert::AllowList;
+use keyfuse::archive::Archive;
 use keyfuse::decode;
 use keyfuse::detect::{Detection, read_files, read_folder};
-use keyfuse::dimension::{Dimensions, Files};
+use keyfuse::dimension::{Dimensions, Files, Statement};
 use keyfuse::error::Error;
 use keyfuse::network::Networks;
 use keyfuse::secret::Fingerprinter;
@@ -78,7 +78,7 @@ struct Rules {
     /// Folder of detection files, or single files. Default: the detections that came with this program.
     #[arg(long = "detections", value_name = "PATH")]
     detections: Vec<PathBuf>,
-    /// Allow-list (TOML).
+    /// Accepted findings, with owner, reason and end (TOML or CSV).
     #[arg(long, value_name = "FILE")]
     allow_list: Option<PathBuf>,
     /// Inventory of agents and services: what each may do (TOML or CSV).
@@ -120,6 +120,16 @@ impl Rules {
         Dimensions::read(&self.files())
     }
 
+    /// What files and, in this archive, topics state.
+    fn dimensions_of(&self, runtime: &tokio::runtime::Runtime, archive: &Archive) -> Result<Dimensions, Vec<Error>> {
+        let mut dimensions = self.dimensions()?;
+        let archived = runtime.block_on(archive.all(&keyfuse::table::statements::TABLE)).map_err(|error| vec![error])?;
+        for error in dimensions.add_statements(&Statement::of_rows(&archived)) {
+            eprintln!("keyfuse: a statement was left out: {error}");
+        }
+        Ok(dimensions)
+    }
+
     fn decoding(&self) -> Result<decode::Settings, Vec<Error>> {
         let one = |error: Error| vec![error];
         Ok(decode::Settings {
@@ -141,10 +151,6 @@ impl Rules {
                 Err(vec![Error::user(format!("--format {name}: no such log format; write auto or one of {}", known.join(", ")))])
             }
         }
-    }
-
-    fn allow(&self) -> Result<AllowList, Vec<Error>> {
-        self.allow_list.as_deref().map_or(Ok(AllowList::default()), AllowList::read).map_err(|error| vec![error])
     }
 
     fn fingerprinter(&self) -> Result<Fingerprinter, Vec<Error>> {

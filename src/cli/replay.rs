@@ -60,13 +60,7 @@ pub fn option(text: &str) -> Result<(String, String), String> {
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let detections = args.rules.detections()?;
     let decoding = decode::Settings { keep_raw: false, ..args.rules.decoding()? };
-    let settings = Settings {
-        format: args.rules.format(&args.format, &decoding)?,
-        decoding,
-        dimensions: args.rules.dimensions()?,
-        allow: args.rules.allow()?,
-        detections: &detections,
-    };
+    let settings = Settings { format: args.rules.format(&args.format, &decoding)?, decoding, dimensions: args.rules.dimensions()?, detections: &detections };
     let options: HashMap<String, String> = args.storage_options.iter().cloned().collect();
     let runtime = runtime()?;
     let inputs = runtime.block_on(files::resolve(&args.paths, &options)).map_err(|error| vec![error])?;

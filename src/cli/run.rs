@@ -1,8 +1,8 @@
 //! `keyfuse run`: the service, and the demo that is the same service on an embedded broker.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -118,18 +118,26 @@ fn signals(runtime: &tokio::runtime::Runtime, stop: &Arc<AtomicBool>, reload: &A
     }
 }
 
-/// Watches the detections folder and the files of dimensions.
+/// Watches the detections folder and the files of what is known of the own world.
 fn watch(config: &Config, reload: &Arc<AtomicBool>) -> Option<notify::RecommendedWatcher> {
     use notify::Watcher;
     let reload = Arc::clone(reload);
+    // Events name paths below what is watched: all are made absolute, so that they can be compared.
+    let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    let files: Vec<PathBuf> = config.known.each().map(|(_, path)| path).chain(&config.networks).map(absolute).collect();
+    // Editors put a new file in the place of the old, and Kubernetes turns a link named `..data`: so the folder is watched, not the file.
+    let folders: BTreeSet<PathBuf> = files.iter().filter_map(|file| file.parent()).map(Path::to_path_buf).collect();
+    let detections = absolute(&config.detections);
+    let watched: Vec<PathBuf> = folders.into_iter().chain([detections.clone()]).collect();
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| !event.kind.is_access()) {
+        let wanted = |path: &PathBuf| path.starts_with(&detections) || files.contains(path) || path.file_name().is_some_and(|name| name == "..data");
+        if event.is_ok_and(|event| !event.kind.is_access() && event.paths.iter().any(wanted)) {
             reload.store(true, Ordering::Relaxed);
         }
     })
     .map_err(|error| tracing::warn!(%error, "files are not watched; send SIGHUP after a change"))
     .ok()?;
-    for path in std::iter::once(&config.detections).chain(config.known.each().map(|(_, path)| path)) {
+    for path in &watched {
         if let Err(error) = watcher.watch(path, notify::RecursiveMode::NonRecursive) {
             tracing::warn!(%error, path = %path.display(), "not watched; send SIGHUP after a change");
         }

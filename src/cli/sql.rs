@@ -63,13 +63,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
         false => {
             let inputs = runtime.block_on(files::resolve(&args.from, &options)).map_err(one)?;
             let decoding = args.rules.decoding()?;
-            let settings = Settings {
-                format: args.rules.format(&args.log_format, &decoding)?,
-                decoding,
-                dimensions: Dimensions::default(),
-                allow: keyfuse::alert::AllowList::default(),
-                detections: &[],
-            };
+            let settings = Settings { format: args.rules.format(&args.log_format, &decoding)?, decoding, dimensions: Dimensions::default(), detections: &[] };
             let replayed = replay(&inputs, settings, runtime.handle(), |_, _| {})?;
             let refused: u64 = replayed.summary.rejects.values().sum();
             if refused > 0 {

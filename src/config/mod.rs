@@ -172,17 +172,14 @@ impl Config {
             problem("detections", format!("{} is no folder", detections.display()));
         }
         let known = Files { agents: file.agents.map(near), approvals: file.approvals.map(near), allow_list: file.allow_list.map(near) };
-        if let Some(Err(error)) = known.allow_list.as_deref().map(crate::alert::AllowList::read) {
-            problem("allow_list", error.to_string());
-        }
-        for error in Dimensions::read(&Files { allow_list: None, ..known.clone() }).err().into_iter().flatten() {
-            problem("agents, approvals", error.to_string());
+        for error in Dimensions::read(&known).err().into_iter().flatten() {
+            problem("agents, approvals, allow_list", error.to_string());
         }
         let mut dimension_topics = BTreeMap::new();
         for (name, topic) in file.dimension_topics {
-            match crate::dimension::by_name(&name).filter(|table| table.name != "allow_list") {
-                Some(table) => drop(dimension_topics.insert(table.name, topic)),
-                None => problem("[dimension_topics]", format!("`{name}` is no dimension that a topic can state: write agents or approvals")),
+            match crate::dimension::TOPICS.into_iter().find(|known| *known == name) {
+                Some(known) => drop(dimension_topics.insert(known, topic)),
+                None => problem("[dimension_topics]", format!("`{name}` is no dimension; there are {}", crate::dimension::TOPICS.join(", "))),
             }
         }
         let commit_every = file.archive.commit_every.as_deref().map_or(Some(5_000_000), parse_length).filter(|length| *length > 0);

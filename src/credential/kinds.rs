@@ -128,6 +128,14 @@ pub static KINDS: &[CredentialKind] = &[
     setting("twilio_auth_token", "TWILIO_AUTH_TOKEN", Hex, (32, 32)),
     // Shapes that belong to nobody
     CredentialKind { name: "private_key", class: "provider", mark: "-----BEGIN ", alphabet: Alphabet::JsonString, length: (64, 20_000), place: Place::Pem },
+    CredentialKind {
+        name: "kubernetes_secret",
+        class: "provider",
+        mark: "kind: Secret",
+        alphabet: Alphabet::JsonString,
+        length: (12, 40_000),
+        place: Place::Manifest,
+    },
     CredentialKind { name: "jwt", class: "bearer", mark: "eyJ", alphabet: TokenDot, length: (60, 8_000), place: Place::Jwt },
     CredentialKind { name: "password_in_url", class: "provider", mark: "://", alphabet: Alphabet::UrlUser, length: (4, 200), place: Place::UrlPassword },
     CredentialKind { name: "bearer_token", class: "bearer", mark: "Bearer ", alphabet: Alphabet::Bearer, length: (24, 4_000), place: Place::Setting },

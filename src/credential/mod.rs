@@ -64,6 +64,8 @@ enum Place {
     Inner(usize, usize),
     /// `-----BEGIN … PRIVATE KEY-----` up to its end.
     Pem,
+    /// `kind: Secret` of Kubernetes: what follows `data:` up to the end of the document.
+    Manifest,
     /// Three base64url parts.
     Jwt,
     /// `://user:password@`.
@@ -144,6 +146,32 @@ impl CredentialKind {
                     length -= 1;
                 }
                 (length >= self.length.0).then_some(start..end + length)
+            }
+            Place::Manifest => {
+                let window = &bytes[end..bytes.len().min(end + 4_000)];
+                if window.first().is_some_and(|byte| byte.is_ascii_alphanumeric()) {
+                    return None;
+                }
+                // `data:` and `stringData:`.
+                let first = end + memchr::memmem::find(window, b"ata:")? + 4;
+                let body = &bytes[first..bytes.len().min(first + self.length.1)];
+                let (mut length, mut in_quotes) = (0, false);
+                while length < body.len() {
+                    match body[length] {
+                        b'-' if body[length..].starts_with(b"---") => break,
+                        // A quote of JSON text around the YAML is escaped; one of the YAML itself stands behind a colon.
+                        b'"' if length > 0 && body[length - 1] == b'\\' => {}
+                        b'"' if in_quotes => in_quotes = false,
+                        b'"' if body[..length].trim_ascii_end().ends_with(b":") => in_quotes = true,
+                        b'"' => break,
+                        _ => {}
+                    }
+                    length += 1;
+                }
+                while length > 0 && bytes.get(first + length).is_some_and(|byte| byte & 0xc0 == 0x80) {
+                    length -= 1;
+                }
+                (length >= self.length.0).then_some(first..first + length)
             }
             Place::Jwt => {
                 // A header of some length first: a text of marks alone would cost its square.
@@ -401,6 +429,14 @@ mod tests {
                 Place::Inner(least, _) => (body.clone(), vec![format!("{}{}{body}", run(least), kind.mark)]),
                 Place::Pem => (body.clone(), vec![format!("{}RSA PRIVATE KEY-----\\n{body}{body}{body}\\n-----END RSA PRIVATE KEY-----", kind.mark)]),
                 Place::Jwt => (body.clone(), vec![format!("eyJ{body}.eyJ{body}.{body}")]),
+                Place::Manifest => (
+                    body.clone(),
+                    vec![
+                        format!("apiVersion: v1\n{}\nmetadata:\n  name: db\ndata:\n  password: {body}\n", kind.mark),
+                        format!("{}\nstringData:\n  user: \"app\"\n  password: \"{body}\"\n", kind.mark),
+                        format!("{}\\ndata:\\n  password: \\\"{body}\\\"", kind.mark),
+                    ],
+                ),
                 Place::UrlPassword => (body.clone(), vec![format!("postgres://app:{body}@db.internal/x")]),
             };
             for text in texts.iter().flat_map(|t| [t.clone(), format!("use {t}, please."), format!("({t})"), format!("line\\n{t}\\nline"), format!("[{t}]")]) {
@@ -455,6 +491,8 @@ mod tests {
             "eyJhbGciOiJIUzI1NiJ9",
             "faq~question",
             "COHERE_API_KEY is not set",
+            "kind: SecretStore\ndata:\n  a: bbbbbbbbbbbbbbbbbbbbbbbb",
+            "kind: Secret\nmetadata: none",
         ] {
             assert_eq!(replace_secrets(text, &Fingerprinter::public()), text);
         }

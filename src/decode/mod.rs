@@ -260,6 +260,11 @@ impl Decoder {
         Self { format, settings, rows: Vec::new(), refused: 0 }
     }
 
+    /// Takes over what is now known of networks; rows that are already decoded keep what was.
+    pub fn set_networks(&mut self, networks: &Arc<Networks>) {
+        self.settings.networks = Arc::clone(networks);
+    }
+
     /// The format that a record of unknown origin is of.
     fn recognise(&self, text: &str) -> Option<&'static dyn Format> {
         self.settings.mappings.iter().chain(FORMATS).copied().find(|format| format.recognises(text))

@@ -19,6 +19,7 @@ use datafusion::logical_expr::{
 };
 
 use crate::clock::{DAY, HOUR, MINUTE, Micros, SECOND, spoken};
+use crate::function::THRESHOLD;
 use crate::table::{self, DIMENSIONS, by_name};
 
 /// How a detection may be evaluated.
@@ -122,9 +123,58 @@ impl Needs {
     }
 }
 
+/// A number or length that a detection compares with, as `threshold(value, 'name', 'source')` states it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Threshold {
+    pub name: String,
+    pub value: String,
+    pub source: String,
+}
+
+/// The thresholds that a query states, in its own order; each once. Read from the plan before the optimiser folds them.
+///
+/// # Errors
+/// One that is not made of literals, or says nothing of its source.
+pub fn thresholds(plan: &LogicalPlan) -> Result<Vec<Threshold>, String> {
+    use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+    let (mut found, mut wrong): (Vec<Threshold>, Option<String>) = (Vec::new(), None);
+    let _ = plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                if let Expr::ScalarFunction(call) = expr
+                    && call.func.name() == THRESHOLD
+                {
+                    let text = |at: usize| match call.args.get(at) {
+                        Some(Expr::Literal(value, _)) => value.try_as_str().flatten().map(str::trim).filter(|text| !text.is_empty()).map(str::to_owned),
+                        _ => None,
+                    };
+                    let value = call.args.first().and_then(|value| {
+                        interval(value).map(spoken).or_else(|| match value {
+                            Expr::Literal(value, _) => Some(value.to_string()),
+                            _ => None,
+                        })
+                    });
+                    match (value, text(1), text(2)) {
+                        (Some(value), Some(name), Some(source)) => {
+                            let threshold = Threshold { name, value, source };
+                            if !found.contains(&threshold) {
+                                found.push(threshold);
+                            }
+                        }
+                        _ => wrong = Some(format!("{expr}: write threshold(value, 'name', 'where the value comes from'), with literals")),
+                    }
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    });
+    wrong.map_or(Ok(found), Err)
+}
+
 /// All that is inferred.
 #[derive(Clone, Debug)]
 pub struct Analysis {
+    pub thresholds: Vec<Threshold>,
     pub class: Class,
     pub scans: Vec<ScanInfo>,
     pub needs: Needs,
@@ -626,7 +676,7 @@ impl Walk {
         if !top.has_stream {
             return Err("the query reads no stream".into());
         }
-        Ok(Analysis { class, scans: self.scans, needs: top.needs, columns, required: self.required, back, ahead })
+        Ok(Analysis { thresholds: Vec::new(), class, scans: self.scans, needs: top.needs, columns, required: self.required, back, ahead })
     }
 
     /// Finds the class of equated columns that goes through everything, and notes each scan's column of it.

@@ -84,7 +84,8 @@ pub async fn compile(ctx: &SessionContext, detection: &Arc<Detection>) -> Result
         return Err(refuse("a scalar subquery over a stream depends on all rows at once (class C4): write a join or EXISTS".into()));
     }
     let declared = analyse::Declared { alert_key: &detection.alert_key };
-    let analysis = analyse::analyse(&optimised, &declared).map_err(refuse)?;
+    let thresholds = analyse::thresholds(&raw).map_err(refuse)?;
+    let analysis = Analysis { thresholds, ..analyse::analyse(&optimised, &declared).map_err(refuse)? };
     let plan = keep(ctx, optimised).await.map_err(|error| refuse(error.strip_backtrace()))?;
     if plan.slots.len() != analysis.scans.len() {
         return Err(Error::bug(format!("{}: {} scans analysed, {} planned", place(), analysis.scans.len(), plan.slots.len())));

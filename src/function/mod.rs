@@ -8,7 +8,7 @@ use arrow::datatypes::DataType;
 use datafusion::common::Result;
 use datafusion::error::DataFusionError;
 use datafusion::execution::FunctionRegistry;
-use datafusion::logical_expr::{ColumnarValue, ScalarUDF, Volatility, create_udf};
+use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility, create_udf};
 
 use crate::credential;
 use crate::secret::Fingerprinter;
@@ -24,6 +24,7 @@ pub static FUNCTIONS: &[(&str, &str, &str)] = &[
         "whether a value is on a list as dimensions hold them (a JSON array; `prefix*` and, for addresses, networks count); null where there is no list",
     ),
     ("user_agent_family", "user_agent", "the program behind a user agent, without versions: Boto3, aws-cli, Mozilla, OpenAI/Python, …"),
+    ("threshold", "value, name, source", "the value: a number or length that a detection compares with, under its name and with where it comes from"),
     ("fingerprint", "secret", "the name that this deployment gives a secret, as found in `credential` columns"),
 ];
 
@@ -44,7 +45,42 @@ pub fn register(registry: &mut dyn FunctionRegistry, fingerprinter: &Fingerprint
     ] {
         registry.register_udf(Arc::new(udf))?;
     }
+    registry.register_udf(Arc::new(ScalarUDF::from(Threshold::default())))?;
     Ok(())
+}
+
+/// Name of [`Threshold`] in SQL.
+pub const THRESHOLD: &str = "threshold";
+
+/// Gives its first argument. The planner folds it away; the name and the source beside the value are for people, and for
+/// `keyfuse docs detections`, which lists them.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Threshold {
+    signature: Signature,
+}
+
+impl Default for Threshold {
+    fn default() -> Self {
+        Self { signature: Signature::any(3, Volatility::Immutable) }
+    }
+}
+
+impl ScalarUDFImpl for Threshold {
+    fn name(&self) -> &str {
+        THRESHOLD
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
+        Ok(arguments[0].clone())
+    }
+
+    fn invoke_with_args(&self, call: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        Ok(call.args[0].clone())
+    }
 }
 
 fn text_function(name: &str, f: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> ScalarUDF {

@@ -22,10 +22,10 @@ use futures::StreamExt;
 use crate::archive::Archive;
 use crate::detect::catalog::{LINEAGE, register_tables};
 use crate::detect::{KeyHasher, Lineage};
-use crate::dimension::Dimensions;
+use crate::dimension::{Dimensions, Statement};
 use crate::error::{At, Error, Result};
 use crate::secret::Fingerprinter;
-use crate::table::{DIMENSIONS, Memory, TABLES, alerts, rejects};
+use crate::table::{DIMENSIONS, Memory, TABLES, alerts, rejects, statements};
 
 /// What one question may cost.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +63,11 @@ impl Door {
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).build_arc()?;
         let config = SessionConfig::new().with_information_schema(true).with_target_partitions(std::thread::available_parallelism().map_or(2, |n| n.get()));
         let ctx = SessionContext::new_with_config_rt(config, runtime);
+        let mut dimensions = dimensions.clone();
+        if let Rows::Archive(archive) = &rows {
+            // What topics stated is in the archive; what is wrong in it was told when it was read.
+            dimensions.add_statements(&Statement::of_rows(&archive.all(&statements::TABLE).await?));
+        }
         let mut tables: Vec<(&'static str, Arc<dyn TableProvider>)> = Vec::new();
         for table in TABLES {
             let provider: Arc<dyn TableProvider> = match &rows {
@@ -82,7 +87,7 @@ impl Door {
         register_tables(&ctx, fingerprinter, |name, _| {
             tables.iter().find(|(known, _)| *known == name).map_or_else(|| Arc::clone(&lineage), |(_, provider)| Arc::clone(provider))
         })?;
-        for (name, provider) in tables.iter().filter(|(name, _)| *name == rejects::TABLE.name || *name == alerts::TABLE.name) {
+        for (name, provider) in tables.iter().filter(|(name, _)| [rejects::TABLE.name, alerts::TABLE.name, statements::TABLE.name].contains(name)) {
             let name = if *name == alerts::TABLE.name { "alert_revisions" } else { name };
             ctx.register_table(name, Arc::clone(provider))?;
         }

@@ -20,7 +20,9 @@ use crate::clock::Micros;
 pub use dimensions::{agents, allow_list, approvals};
 pub use history::{History, LookBack, Memory};
 pub use rows::{Place, Rows, flag, words};
-pub use streams::{agent_spans, alerts, cloudtrail, exposure_reports, model_invocations, outbound_calls, provider_activity, rejects, retrievals, tool_calls};
+pub use streams::{
+    agent_spans, alerts, cloudtrail, exposure_reports, model_invocations, outbound_calls, provider_activity, rejects, retrievals, statements, tool_calls,
+};
 
 /// What a column holds, and with that how it lies in memory and in files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +89,16 @@ impl Table {
         self.columns.iter().find(|column| column.name == name)
     }
 
-    /// Whether its rows arrive as a stream with an event time (all but `alerts` and the dimensions).
+    /// The column by whose hours its files lie: when a row became known.
+    pub fn known_at(&self) -> usize {
+        match self.is_stream() {
+            true => cloudtrail::APPEND_TIME,
+            false if std::ptr::eq(self, &alerts::TABLE) => alerts::DECIDED_AT,
+            false => statements::READ_AT,
+        }
+    }
+
+    /// Whether its rows arrive as a stream with an event time (all but `alerts`, `statements` and the dimensions).
     pub fn is_stream(&self) -> bool {
         std::ptr::eq(self, &rejects::TABLE) || STREAMS.iter().any(|stream| std::ptr::eq(*stream, self))
     }
@@ -109,6 +120,7 @@ pub static TABLES: &[&Table] = &[
     &exposure_reports::TABLE,
     &rejects::TABLE,
     &alerts::TABLE,
+    &statements::TABLE,
 ];
 
 /// The tables that detections read.

@@ -304,3 +304,16 @@ table!(alerts, "One row per alert as it stands. `alert_revisions` has the same c
     PAYLOAD payload: Text "JSON object of the other columns of the detection.",
     DECIDED_AT decided_at: Time "When keyfuse decided this revision (wall clock; not part of the equality contract).",
 });
+
+table!(statements, "One message of a compacted topic that states a dimension, as keyfuse came to know it: what `agents`, `approvals`, `allow_list` and `networks` of a topic are made of, also after Kafka has compacted it away.",
+    max_delay: 0,
+    looked_up_by: &[],
+{
+    READ_AT read_at: Time "When keyfuse first read it.",
+    HOLDS_FROM holds_from: Time "From when it counts: when it was stated, but never for a row that had been decided without it.",
+    STATED_AT stated_at: Time "When Kafka got it.",
+    DIMENSION dimension: Word "agents, approvals, allow_list or networks.",
+    KEY key: Text "Key of the message: a later one under the same key takes its place.",
+    ENTRY entry: Text "The entry as JSON; absent where the message takes back what was stated.",
+    PLACE place: Text "Where it stood: `topic/partition@offset`.",
+});

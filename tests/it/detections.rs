@@ -32,6 +32,23 @@ fn every_tag_is_in_the_table_and_every_detection_serves_all_eight_frameworks() {
     assert!(detections.len() >= 60, "{}", detections.len());
 }
 
+#[test]
+fn every_number_that_a_detection_compares_with_is_a_named_threshold_with_a_source() {
+    let detections = crate::support::shipped();
+    let engine = keyfuse::detect::Engine::new(&detections, &keyfuse::secret::Fingerprinter::public(), &keyfuse::dimension::Dimensions::default());
+    let engine = engine.unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let thresholds: usize = engine.detections().map(|(_, analysis)| analysis.thresholds.len()).sum();
+    assert!(thresholds >= 40, "{thresholds}");
+    for detection in &detections {
+        // None and one are no thresholds.
+        let words: Vec<&str> = detection.sql.split_whitespace().collect();
+        let bare = words.windows(2).find(|pair| [">=", ">", "<=", "<"].contains(&pair[0]) && pair[1].trim_end_matches(')').parse::<u64>().is_ok_and(|n| n > 1));
+        assert_eq!(bare, None, "{}", detection.name);
+    }
+    let refused = refusal("SELECT access_key_id AS credential, event_time AS alert_time FROM cloudtrail WHERE bytes_out > threshold(5, 'bytes', '')");
+    assert!(refused.contains("where the value comes from"), "{refused}");
+}
+
 /// The refusal of a detection with this query.
 fn refusal(sql: &str) -> String {
     let mut detection = crate::support::shipped().remove(0);

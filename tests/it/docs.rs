@@ -68,7 +68,9 @@ fn the_config_and_the_allow_list_of_the_docs_are_good() {
     std::fs::write(folder.path().join("allow.toml"), &toml[1]).expect("written");
     let config = Config::parse(&toml[0], &folder.path().join("keyfuse.toml")).unwrap_or_else(|errors| panic!("{}", errors[0]));
     assert_eq!(config.topics.len(), 2);
-    assert_eq!(AllowList::read(&folder.path().join("allow.toml")).expect("good").entries().len(), 1);
+    let known =
+        Dimensions::read(&Files { allow_list: Some(folder.path().join("allow.toml")), ..Files::default() }).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    assert_eq!(AllowList::of(&known).entries().len(), 1);
 }
 
 #[test]

@@ -3,7 +3,11 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use keyfuse::archive::Archive;
+use keyfuse::dimension::{Dimensions, Statement};
 use keyfuse::pipeline::Service;
+use keyfuse::query::{Door, Limits, Rows};
+use keyfuse::secret::Fingerprinter;
 use keyfuse::source::broker::Broker;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -77,21 +81,21 @@ fn a_sink_that_was_dead_gets_its_alerts_at_the_next_start() {
 fn inference(id: &str, who: &str, minute: i64) -> String {
     let time = keyfuse::clock::rfc3339(START + minute * 60_000_000);
     format!(
-        r#"{{"eventVersion":"1.11","eventTime":"{time}","eventSource":"bedrock.amazonaws.com","eventName":"InvokeModel","eventID":"{id}","userIdentity":{{"type":"IAMUser","arn":"arn:aws:iam::111122223333:user/{who}"}}}}"#
+        r#"{{"eventVersion":"1.11","eventTime":"{time}","eventSource":"bedrock.amazonaws.com","eventName":"InvokeModel","eventID":"{id}","sourceIPAddress":"198.51.100.7","userIdentity":{{"type":"IAMUser","arn":"arn:aws:iam::111122223333:user/{who}"}}}}"#
     )
 }
 
 #[test]
-fn agents_are_known_from_a_file_and_from_a_compacted_topic_and_learnt_while_it_runs() {
+fn the_own_world_is_known_from_files_and_compacted_topics_and_learnt_while_it_runs() {
     for broker in brokers(1) {
         let folder = tempfile::tempdir().expect("a folder");
-        let topic = format!("{}-agents", broker.topic);
-        broker.create_topic(&topic);
+        let [topic, allowed, networks] = ["agents", "allowed", "networks"].map(|name| format!("{}-{name}", broker.topic));
+        [&topic, &allowed, &networks].into_iter().for_each(|topic| broker.create_topic(topic));
         let mut config = config(folder.path(), &broker.address, &[&broker.topic]);
         let file = folder.path().join("agents.toml");
         std::fs::write(&file, "[[agents]]\nagent_id = \"a\"\nidentity = \"arn:aws:iam::111122223333:user/in-file\"\n").expect("written");
         config.known.agents = Some(file);
-        config.dimension_topics.insert("agents", topic.clone());
+        config.dimension_topics.extend([("agents", topic.clone()), ("allow_list", allowed.clone()), ("networks", networks.clone())]);
         let sender = sender(&broker.address);
         let state = |name: &str, minute: i64| {
             let entry = format!(r#"{{"agent_id":"{name}","identity":"arn:aws:iam::111122223333:user/{name}"}}"#);
@@ -99,6 +103,10 @@ fn agents_are_known_from_a_file_and_from_a_compacted_topic_and_learnt_while_it_r
         };
         state("in-topic", 0);
         sender.send(&topic, Some(0), Some("broken"), b"no json", Some(START)).expect("sent");
+        let pardon = r#"{"detection":"LLM-07","column":"identity","value":"arn:aws:iam::111122223333:user/pardoned","owner":"rosa","reason":"a test","valid_to":"2030-01-01"}"#;
+        sender.send(&allowed, Some(0), Some("1"), pardon.as_bytes(), Some(START)).expect("sent");
+        let endless = pardon.replace("pardoned", "second-stranger").replace(r#","valid_to":"2030-01-01""#, "");
+        sender.send(&allowed, Some(0), Some("2"), endless.as_bytes(), Some(START)).expect("sent");
         sender.flush(Duration::from_secs(10)).expect("taken");
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
@@ -110,12 +118,30 @@ fn agents_are_known_from_a_file_and_from_a_compacted_topic_and_learnt_while_it_r
         call("2", "in-topic", 2);
         call("3", "stranger", 3);
         wait_for("three rows", || metric(&service, "keyfuse_rows_total") == 3);
+        sender.send(&networks, Some(0), Some("office"), br#"{"network":"198.51.100.0/24","asn":"64500","country":"NL"}"#, Some(START)).expect("sent");
+        sender.flush(Duration::from_secs(10)).expect("taken");
         state("hired", 4);
         wait_for("the statement", || metric(&service, "keyfuse_reloads_total") >= 1);
         call("4", "hired", 5);
         call("5", "second-stranger", 6);
-        wait_for("five rows", || metric(&service, "keyfuse_rows_total") == 5);
+        call("6", "pardoned", 7);
+        wait_for("six rows", || metric(&service, "keyfuse_rows_total") == 6);
         service.stop().expect("a clean stop");
+        // The archive alone knows what was stated, as a backtest of next year will have to.
+        let archive = runtime.block_on(Archive::open(&config.archive, &config.archive_options)).expect("opens");
+        let ask = |sql: &str| {
+            let (none, fingerprinter) = (Dimensions::default(), Fingerprinter::public());
+            let door = Door::open(Rows::Archive(&archive), &none, &fingerprinter, Limits::default());
+            let answer = runtime.block_on(async { door.await.expect("opens").ask(sql).await }).expect("an answer");
+            arrow::util::pretty::pretty_format_batches(&answer.batches).expect("prints").to_string()
+        };
+        let agents = ask("SELECT agent_id FROM agents ORDER BY 1");
+        assert!(agents.contains("hired") && agents.contains("in-topic"), "{agents}");
+        let seen = ask("SELECT event_id, source_network FROM cloudtrail ORDER BY 1");
+        assert!(seen.contains("| 1        | 198.51.100.0/24 |") && seen.contains("| 5        | AS64500         |"), "{seen}");
+        let mut known = Dimensions::default();
+        let problems = known.add_statements(&Statement::of_rows(&runtime.block_on(archive.all(&keyfuse::table::statements::TABLE)).expect("reads")));
+        assert_eq!(problems.len(), 2, "no JSON, and an allowance without an end");
         let unknown: Vec<String> = delivered(&config.ndjson[0])
             .values()
             .filter(|alert| alert["detection"] == "LLM-07")

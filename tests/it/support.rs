@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use keyfuse::alert::{Alert, AlertBook, AllowList};
+use keyfuse::alert::{Alert, AlertBook};
 use keyfuse::clock::Micros;
 use keyfuse::config::{Config, Topic};
 use keyfuse::detect::{Detection, read_folder};
@@ -139,13 +139,7 @@ pub const START: Micros = 1_777_629_600_000_000;
 
 /// A replay of files as they are: any format, nothing allowed, nothing known of agents, raw text kept.
 pub fn plain_settings(detections: &[Detection]) -> keyfuse::replay::Settings<'_> {
-    keyfuse::replay::Settings {
-        format: None,
-        decoding: keyfuse::decode::Settings::new(Fingerprinter::public()),
-        dimensions: Dimensions::default(),
-        allow: AllowList::default(),
-        detections,
-    }
+    keyfuse::replay::Settings { format: None, decoding: keyfuse::decode::Settings::new(Fingerprinter::public()), dimensions: Dimensions::default(), detections }
 }
 
 /// A page of a service: status and body.
