@@ -2,6 +2,7 @@
 
 use prometheus::{Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
+use crate::alert::Held;
 use crate::decode::Reason;
 use crate::detect::Level;
 use crate::table::STREAMS;
@@ -17,6 +18,10 @@ pub struct Metrics {
     pub findings: IntCounterVec,
     pub allowed: IntCounterVec,
     pub alerts: IntCounterVec,
+    pub held: IntCounterVec,
+    pub retracted: IntCounterVec,
+    pub undecided: IntGauge,
+    pub progress: Gauge,
     pub detection_errors: IntCounterVec,
     pub detection_suspended: IntGaugeVec,
     pub detection_seconds: prometheus::CounterVec,
@@ -68,6 +73,13 @@ impl Metrics {
             findings: counters("keyfuse_findings_total", "Rows returned by detections, repeats included", &["detection"])?,
             allowed: counters("keyfuse_findings_allowed_total", "Findings that an allow-list entry covered", &["detection"])?,
             alerts: counters("keyfuse_alerts_total", "New alerts", &["detection", "level"])?,
+            held: counters("keyfuse_alerts_held_total", "New alerts that are archived but not delivered", &["detection", "reason"])?,
+            retracted: counters("keyfuse_alerts_retracted_total", "Alerts that were told early and taken back", &["detection"])?,
+            undecided: gauge("keyfuse_undecided_keys", "Keys with results that wait for rows which may still come")?,
+            progress: register(
+                &registry,
+                Gauge::new("keyfuse_progress_timestamp_seconds", "How far append time has come on all partitions: what is absent up to there is absent")?,
+            )?,
             detection_errors: counters("keyfuse_detection_errors_total", "Evaluations that failed", &["detection"])?,
             detection_suspended: register(
                 &registry,
@@ -134,6 +146,10 @@ impl Metrics {
         for (name, _) in detections {
             self.findings.with_label_values(&[name]);
             self.allowed.with_label_values(&[name]);
+            self.retracted.with_label_values(&[name]);
+            for held in Held::ALL {
+                self.held.with_label_values(&[name.as_str(), held.name()]);
+            }
             self.detection_errors.with_label_values(&[name]);
             self.detection_suspended.with_label_values(&[name]);
             self.detection_seconds.with_label_values(&[name]);

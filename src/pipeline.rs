@@ -20,7 +20,7 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
 
-use crate::alert::{Alert, AlertBook, AlertLog};
+use crate::alert::{Alert, AlertBook, AlertLog, Status};
 use crate::archive::{Archive, ArchiveHistory, Flushed, Positions};
 use crate::clock::{self, Micros};
 use crate::config::Config;
@@ -46,6 +46,10 @@ const UNARCHIVED_BYTES: usize = 512 << 20;
 const CLOCK_SKEW: Micros = 2 * clock::MINUTE;
 /// Silence after which a partition with nothing waiting no longer holds the watermark back.
 const IDLE_AFTER: Micros = 30 * clock::SECOND;
+/// Clocks of brokers differ by less than this.
+const BROKER_SKEW: Micros = 5 * clock::SECOND;
+/// How often time goes on without a message.
+const PASS_EVERY: Duration = Duration::from_secs(1);
 /// A flush is due at this size even before its time (bytes in memory).
 const FLUSH_BYTES: usize = 64 << 20;
 
@@ -108,10 +112,12 @@ impl Service {
         let listener = Listener::new(config, &fingerprinter, &stated);
         // To start without what is stated would raise false alerts: a broker that does not answer is an error here.
         let fresh = listener.listen().map_err(one)?;
-        let decided_to = runtime.block_on(archive.latest_append()).map_err(one)?.unwrap_or(Micros::MIN);
+        let spans = runtime.block_on(archive.spans()).map_err(one)?;
+        let decided_to = spans.iter().map(|(_, (_, last))| *last).max().unwrap_or(Micros::MIN);
         runtime.block_on(take_statements(&archive, &listener, &mut stated, fresh, decided_to)).map_err(one)?;
         let World { dimensions, networks, allow } = World::read(config, &stated)?;
-        let engine = Engine::new(&detections, &fingerprinter, &dimensions)?.with_residue_budget(config.residue_budget);
+        let mut engine = Engine::new(&detections, &fingerprinter, &dimensions)?.with_residue_budget(config.residue_budget);
+        engine.begin(&spans);
         let decoding = decode::Settings {
             fingerprinter: fingerprinter.clone(),
             networks,
@@ -153,7 +159,7 @@ impl Service {
         for alert in recovered.alerts {
             for delivery in &deliveries {
                 let taken = recovered.delivered.get(&(alert.alert_id.clone(), delivery.name().to_owned()));
-                if taken.is_none_or(|revision| *revision < alert.revision) {
+                if alert.held.is_none() && taken.is_none_or(|revision| *revision < alert.revision) {
                     let detection = detections.iter().find(|d| d.id == alert.detection_id);
                     delivery.send(Parcel { document: alert.document(detection), alert: alert.clone() });
                 }
@@ -175,6 +181,7 @@ impl Service {
             listener: listener.clone(),
             stated,
             decided_to,
+            decided: recovered.progress,
             fingerprinter,
             detections: detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect(),
             engine,
@@ -197,6 +204,7 @@ impl Service {
             unarchived_bytes: 0,
             flush: None,
             last_flush: Instant::now(),
+            passed: Instant::now(),
             failed: None,
             rows: BTreeMap::new(),
             stopping: false,
@@ -276,10 +284,6 @@ impl History for Past {
     fn is_kept(&self) -> bool {
         true
     }
-
-    fn latest(&self, table: &'static Table) -> Option<Micros> {
-        self.archive.latest(table)
-    }
 }
 
 /// A flush on its way, whole enough to be tried again.
@@ -287,6 +291,8 @@ struct Pending {
     batches: Vec<(&'static Table, RecordBatch)>,
     positions: Positions,
     alerts: Vec<Alert>,
+    /// How far everything had been decided.
+    decided: Option<Micros>,
     committed: BTreeSet<&'static str>,
 }
 
@@ -299,6 +305,10 @@ struct Worker {
     stated: Vec<Statement>,
     /// Latest append time of any row that the engine has seen.
     decided_to: Micros,
+    /// How far append time has come on all partitions: everything that is sure up to there has been decided.
+    decided: Option<Micros>,
+    /// When time last went on without a message.
+    passed: Instant,
     fingerprinter: Fingerprinter,
     detections: HashMap<String, Arc<Detection>>,
     decoders: HashMap<String, Decoder>,
@@ -330,7 +340,15 @@ struct Worker {
     failed: Option<Pending>,
     rows: BTreeMap<&'static str, u64>,
     stopping: bool,
-    lag: Arc<Mutex<HashMap<(String, i32), i64>>>,
+    lag: Arc<Mutex<Lag>>,
+}
+
+/// What the broker last said of messages waiting.
+#[derive(Default)]
+struct Lag {
+    /// Wall clock before it was asked: what was not there then is appended later.
+    asked_at: Micros,
+    waiting: HashMap<(String, i32), i64>,
 }
 
 /// How far a partition has come.
@@ -340,11 +358,13 @@ struct Progress {
     append_time: Option<Micros>,
     /// When (wall clock) something was last read of it.
     heard_at: Micros,
+    /// Its times are the broker's.
+    by_broker: bool,
 }
 
 impl Default for Progress {
     fn default() -> Self {
-        Self { append_time: None, heard_at: clock::now() }
+        Self { append_time: None, heard_at: clock::now(), by_broker: false }
     }
 }
 
@@ -384,6 +404,9 @@ impl Worker {
                 Ok(Event::Ended(None)) => return Ok(()),
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) => {}
+            }
+            if self.passed.elapsed() >= PASS_EVERY {
+                self.pass_time(None)?;
             }
             self.tell_updates(false)?;
             self.finish_flush(false)?;
@@ -431,7 +454,13 @@ impl Worker {
         }
         // Whoever had these partitions before may have archived rows that still join; what is here already is not taken twice.
         let started = Instant::now();
-        self.engine.restore(&self.past, None)?;
+        // Whose results up to when are known? One's own log says it; of another owner's rows only that a day is enough.
+        let a_day_ago = self.decided_to.saturating_sub(clock::DAY);
+        let since = self.decided.map_or(a_day_ago, |decided| if self.progress.is_empty() { decided } else { decided.min(a_day_ago) });
+        if let Some(decided) = self.decided {
+            self.engine.advance(decided);
+        }
+        self.engine.restore(&self.past, Some(since))?;
         self.decide(None)?;
         tracing::info!(rows = self.engine.residue_rows(), seconds = started.elapsed().as_secs_f32(), "residue rebuilt from the archive");
         self.progress.extend(partitions.iter().map(|partition| (partition.clone(), Progress::default())));
@@ -441,7 +470,7 @@ impl Worker {
     }
 
     fn poll(&mut self, poll: Poll) -> Result<()> {
-        for Fetched { topic, partition, offset, append_time, value } in &poll.messages {
+        for Fetched { topic, partition, offset, append_time, by_broker, value } in &poll.messages {
             let place = (topic.to_string(), *partition);
             // A poll that was under way when its partition was taken away: whoever owns it now reads these again.
             if self.positions.get(&place).is_none_or(|position| offset < position) {
@@ -457,6 +486,7 @@ impl Worker {
             progress.append_time = progress.append_time.max(append_time);
             self.decided_to = self.decided_to.max(append_time.unwrap_or(Micros::MIN));
             progress.heard_at = poll.received_at;
+            progress.by_broker = *by_broker;
             self.positions.insert(place, offset + 1);
         }
         let batches: Vec<_> = self.decoders.values_mut().flat_map(Decoder::finish).collect();
@@ -470,27 +500,45 @@ impl Worker {
             }
             self.engine.push(table, &batch)?;
         }
-        self.decide(Some(poll.received_at))?;
-        if let Some(progress) = self.watermark(poll.received_at) {
-            self.engine.advance(progress, &self.past);
-            self.book.forget_before(progress - ALERTS_STAY);
-        }
+        self.pass_time(Some(poll.received_at))?;
         self.show_rows();
         Ok(())
     }
 
+    /// Decides what the rows so far, and the time that has passed, make sure; then lets go of what no open result needs.
+    fn pass_time(&mut self, received_at: Option<Micros>) -> Result<()> {
+        self.passed = Instant::now();
+        let progress = self.watermark(received_at.unwrap_or_else(clock::now));
+        if let Some(progress) = progress {
+            self.engine.advance(progress);
+        }
+        self.decide(received_at)?;
+        if let Some(progress) = progress {
+            self.unlogged.extend(self.book.settle(progress));
+            self.decided = self.decided.max(Some(progress));
+            self.metrics.progress.set(progress as f64 / 1e6);
+            self.metrics.undecided.set(self.engine.undecided() as i64);
+            self.engine.let_go(&self.past)?;
+            self.book.forget_before(progress - ALERTS_STAY);
+        }
+        Ok(())
+    }
+
     /// How far all partitions have come in append time; none while one of them has messages waiting and was not heard yet.
-    /// A partition that has been silent for a while, with nothing waiting in it, holds nobody back.
+    /// A partition that has been silent for a while, with nothing waiting in it, holds nobody back: where the broker sets the
+    /// times it has come as far as the clock, else it says nothing.
     fn watermark(&self, now: Micros) -> Option<Micros> {
         let lag = self.lag.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut least = None;
+        let mut least: Option<Micros> = None;
         for (partition, progress) in &self.progress {
-            let drained = lag.get(partition) == Some(&0) && now - progress.heard_at > IDLE_AFTER;
-            match (progress.append_time, drained) {
-                (_, true) => {}
-                (None, false) => return None,
-                (Some(time), false) => least = Some(least.map_or(time, |known: Micros| known.min(time))),
-            }
+            let drained = lag.waiting.get(partition) == Some(&0);
+            let time = match progress.append_time {
+                Some(time) if drained && progress.by_broker => time.max(lag.asked_at - BROKER_SKEW),
+                _ if drained && now - progress.heard_at > IDLE_AFTER => continue,
+                None => return None,
+                Some(time) => time,
+            };
+            least = Some(least.map_or(time, |known| known.min(time)));
         }
         least
     }
@@ -601,6 +649,15 @@ impl Worker {
             self.last_told.insert(alert.alert_id.clone(), now);
             let detection = self.detections.get(&alert.detection);
             let document = alert.document(detection.map(Arc::as_ref));
+            if let Some(held) = alert.held {
+                if alert.revision == 1 {
+                    self.metrics.held.with_label_values(&[&alert.detection, held.name()]).inc();
+                }
+                continue;
+            }
+            if alert.status == Status::Retracted {
+                self.metrics.retracted.with_label_values(&[&alert.detection]).inc();
+            }
             for delivery in &self.deliveries {
                 delivery.send(Parcel { alert: alert.clone(), document: document.clone() });
             }
@@ -657,7 +714,7 @@ impl Worker {
             changed.iter().for_each(|alert| alert.append(&mut rows));
             batches.push((&alerts::TABLE, rows.finish()));
         }
-        Some(Pending { batches, positions: self.positions.clone(), alerts: changed, committed: BTreeSet::new() })
+        Some(Pending { batches, positions: self.positions.clone(), alerts: changed, decided: self.decided, committed: BTreeSet::new() })
     }
 
     fn finish_flush(&mut self, wait: bool) -> Result<()> {
@@ -675,7 +732,7 @@ impl Worker {
         match flushed {
             Ok(flushed) => {
                 self.past.flushing.lock().unwrap_or_else(PoisonError::into_inner).clear();
-                self.log.lock().unwrap_or_else(PoisonError::into_inner).archived(&pending.alerts)?;
+                self.log.lock().unwrap_or_else(PoisonError::into_inner).archived(&pending.alerts, pending.decided)?;
                 self.source.commit(&pending.positions, false);
                 self.metrics.archive_commits.inc();
                 self.metrics.archive_rows.inc_by(flushed.rows);
@@ -722,11 +779,12 @@ impl Worker {
     fn update_lag(&self) {
         let (asker, positions, metrics, known) = (self.source.asker(), self.positions.clone(), Arc::clone(&self.metrics), Arc::clone(&self.lag));
         self.runtime.spawn_blocking(move || {
-            let lag = asker.lag(&positions);
-            for ((topic, partition), lag) in &lag {
+            let asked_at = clock::now();
+            let waiting = asker.lag(&positions);
+            for ((topic, partition), lag) in &waiting {
                 metrics.lag.with_label_values(&[topic.as_str(), &partition.to_string()]).set(*lag);
             }
-            *known.lock().unwrap_or_else(PoisonError::into_inner) = lag;
+            *known.lock().unwrap_or_else(PoisonError::into_inner) = Lag { asked_at, waiting };
         });
     }
 
@@ -759,7 +817,8 @@ impl Worker {
             Ok((detections, engine, world))
         });
         let loaded = outcome.and_then(|(detections, mut engine, world)| {
-            engine.restore(&self.past, None).map_err(|error| vec![error])?;
+            engine.take_time_from(&self.engine);
+            engine.restore(&self.past, self.decided.or(Some(self.decided_to.saturating_sub(clock::DAY)))).map_err(|error| vec![error])?;
             self.metrics.know_detections(&names_of(&detections));
             self.detections = detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect();
             self.engine = engine;

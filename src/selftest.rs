@@ -7,16 +7,18 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use arrow::array::AsArray;
+use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
 use serde_json::Value;
 
-use crate::alert::{Alert, AllowList, alerts_of};
+use crate::alert::{Alert, AllowList, Status, alerts_of};
 use crate::clock::{Micros, parse_length, parse_time};
 use crate::detect::{Detection, Engine, Finding, Test};
 use crate::dimension::{self, Dimensions};
 use crate::error::{Error, Result};
 use crate::secret::Fingerprinter;
-use crate::table::{Kind, Memory, Place, Rows, Table, by_name};
+use crate::table::{Kind, Memory, Place, Rows, Table, by_name, cloudtrail};
 
 /// The zero of relative times: 2026-01-01T00:00:00Z.
 pub const ZERO: Micros = 1_767_225_600_000_000;
@@ -58,22 +60,28 @@ pub fn run(detection: &Detection) -> Result<Vec<Outcome>, Vec<Error>> {
 fn check(engine: &mut Engine, detection: &Detection, test: &Test) -> Result<(), String> {
     let mut findings: Vec<Finding> = Vec::new();
     let past = Memory::default();
-    let mut number = 0;
+    let (mut number, mut arrived) = (0, Micros::MIN);
     for (table, rows) in test.rows.iter().filter(|(table, _)| dimension::by_name(table).is_none()) {
         let table = by_name(table).filter(|table| table.is_stream()).ok_or_else(|| format!("line {}: no stream named {table}", test.line))?;
         for (line, row) in rows {
             number += 1;
             let batch = batch_of(table, row, number).map_err(|message| format!("line {line}: {message}"))?;
             past.add(table, &batch);
+            arrived = arrived.max(batch.column(cloudtrail::APPEND_TIME).as_primitive::<TimestampMicrosecondType>().value(0));
             engine.push(table, &batch).map_err(|error| error.to_string())?;
+            engine.advance(arrived);
             findings.extend(engine.tick(&past).map_err(|error| error.to_string())?);
             if let Some((_, problem)) = engine.take_problems().into_iter().next() {
                 return Err(format!("line {line}: {problem}"));
             }
         }
     }
-    let book = alerts_of(&findings, AllowList::default());
-    let alerts = book.all();
+    // The test's world goes on after its last row: what waits for time to pass is decided.
+    engine.advance(Micros::MAX);
+    findings.extend(engine.tick(&past).map_err(|error| error.to_string())?);
+    let mut book = alerts_of(&findings, AllowList::default());
+    book.settle(Micros::MAX);
+    let alerts: Vec<&Alert> = book.all().into_iter().filter(|alert| alert.status != Status::Retracted).collect();
     let shown = |alerts: &[&Alert]| alerts.iter().map(|alert| flat(alert).to_string()).collect::<Vec<_>>().join("\n  ");
     if alerts.len() != test.expect.len() {
         return Err(format!("{} alerts expected, {} raised:\n  {}", test.expect.len(), alerts.len(), shown(&alerts)));

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Alert;
+use crate::clock::Micros;
 use crate::error::{At, Result};
 
 #[derive(Serialize, Deserialize)]
@@ -19,6 +20,7 @@ enum Line {
     Alert(Box<Alert>),
     Delivered { alert_id: String, revision: u64, sink: String },
     Archived { alert_id: String, revision: u64 },
+    Decided { progress: Micros },
 }
 
 /// An open alert log.
@@ -36,6 +38,8 @@ pub struct Recovered {
     pub delivered: HashMap<(String, String), u64>,
     /// Highest revision in the archive.
     pub archived: HashMap<String, u64>,
+    /// How far append time had come when the last range was committed: every result up to there is in this log.
+    pub progress: Option<Micros>,
 }
 
 impl AlertLog {
@@ -57,6 +61,9 @@ impl AlertLog {
         }
         for (alert_id, revision) in &recovered.archived {
             push(&mut lines, &Line::Archived { alert_id: alert_id.clone(), revision: *revision });
+        }
+        if let Some(progress) = recovered.progress {
+            push(&mut lines, &Line::Decided { progress });
         }
         file.write_all(&lines).at(place)?;
         file.sync_all().at(place)?;
@@ -87,11 +94,14 @@ impl AlertLog {
         self.flush()
     }
 
-    /// Notes that revisions are in the archive.
+    /// Notes that revisions are in the archive, and how far append time had come when they were decided.
     ///
     /// # Errors
     /// The disk.
-    pub fn archived<'a>(&mut self, alerts: impl IntoIterator<Item = &'a Alert>) -> Result<()> {
+    pub fn archived<'a>(&mut self, alerts: impl IntoIterator<Item = &'a Alert>, progress: Option<Micros>) -> Result<()> {
+        if let Some(progress) = progress {
+            push(&mut self.buffer, &Line::Decided { progress });
+        }
         for alert in alerts {
             push(&mut self.buffer, &Line::Archived { alert_id: alert.alert_id.clone(), revision: alert.revision });
         }
@@ -138,6 +148,7 @@ fn read(path: &Path) -> Result<Recovered> {
                 let known = recovered.archived.entry(alert_id).or_default();
                 *known = revision.max(*known);
             }
+            Ok(Line::Decided { progress }) => recovered.progress = recovered.progress.max(Some(progress)),
             // The end of a line that a crash cut short: its alert was never delivered, and its rows are replayed.
             Err(_) => {}
         }

@@ -13,12 +13,38 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::{Micros, rfc3339};
 use crate::detect::analyse::Merge;
-use crate::detect::{Detection, Finding, Level, Scalar, is_event_id};
+use crate::detect::{Detection, Finding, Level, Scalar, Standing, is_event_id};
 use crate::limits;
 use crate::table::{Rows, alerts};
 
 pub use allow::{AllowEntry, AllowList};
 pub use log::AlertLog;
+
+/// How much an alert can still change.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Nothing takes it back; more findings may join it.
+    #[default]
+    Open,
+    /// Told early: it will be final or retracted.
+    Provisional,
+    /// The watermark has passed: what was absent stays absent.
+    Final,
+    /// Told early, and not so after all.
+    Retracted,
+}
+
+impl Status {
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Open => "open",
+            Status::Provisional => "provisional",
+            Status::Final => "final",
+            Status::Retracted => "retracted",
+        }
+    }
+}
 
 /// One alert as it stands.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -49,6 +75,32 @@ pub struct Alert {
     /// Latest append time of the rows that were in hand when the alert first came up, for latency (not part of the contract).
     #[serde(default)]
     pub caused_at: Option<Micros>,
+    #[serde(default)]
+    pub status: Status,
+    /// Provisional alerts: how far append time must come until it is known.
+    #[serde(default)]
+    pub settles_at: Option<Micros>,
+    /// Why no sink gets it, if none does.
+    #[serde(default)]
+    pub held: Option<Held>,
+}
+
+/// Why an alert is archived and counted, but not delivered.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Held {
+    /// The past that it is measured against is not there whole yet.
+    Warming,
+}
+
+impl Held {
+    pub const ALL: [Held; 1] = [Held::Warming];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Held::Warming => "warming",
+        }
+    }
 }
 
 impl Alert {
@@ -81,13 +133,36 @@ impl Alert {
             earliest: (finding.alert_time, fixed_text),
             decided_at: 0,
             caused_at: None,
+            status: match finding.standing {
+                Standing::Open => Status::Open,
+                Standing::Provisional(_) => Status::Provisional,
+                Standing::Final => Status::Final,
+            },
+            settles_at: match finding.standing {
+                Standing::Provisional(at) => Some(at),
+                _ => None,
+            },
+            held: finding.warming.then_some(Held::Warming),
         }
     }
 
     /// Merges another finding of the same alert; true if anything that a reader sees changed.
     fn absorb(&mut self, finding: &Finding) -> bool {
         let other = Alert::new(finding);
-        let before = self.content();
+        let before = (self.content(), self.status, self.held);
+        match (self.status, other.status) {
+            // What is final says all that there is; what was told early, or taken back, gives way to it.
+            (Status::Provisional | Status::Retracted, Status::Final) => {
+                *self = Self { revision: self.revision, decided_at: self.decided_at, caused_at: self.caused_at, ..other };
+                return true;
+            }
+            (Status::Final, Status::Provisional) => return false,
+            (Status::Retracted, Status::Provisional) => self.status = Status::Provisional,
+            _ => {}
+        }
+        self.settles_at = self.settles_at.max(other.settles_at);
+        // One finding that is measured against a whole past is enough to be told.
+        self.held = self.held.and(other.held);
         let is_earlier = other.earliest < self.earliest;
         for (name, merge, value) in &finding.columns {
             let json = value.json();
@@ -117,7 +192,7 @@ impl Alert {
         while self.evidence.len() > limits::ALERT_EVIDENCE {
             self.evidence.pop_last();
         }
-        before != self.content()
+        before != (self.content(), self.status, self.held)
     }
 
     /// Latest time of its findings. A count is about its bucket, which began before its first event: never before that.
@@ -151,6 +226,7 @@ impl Alert {
         let mut document = self.content();
         if let Some(object) = document.as_object_mut() {
             object.insert("revision".into(), self.revision.into());
+            object.insert("status".into(), self.status.name().into());
             object.insert("detection_id".into(), self.detection_id.to_string().into());
             object.insert("title".into(), self.title.clone().into());
             object.insert("decided_at".into(), rfc3339(self.decided_at).into());
@@ -208,6 +284,8 @@ impl Alert {
         rows.text(alerts::EVIDENCE, Some(&serde_json::json!(self.evidence()).to_string()));
         rows.text(alerts::PAYLOAD, Some(&serde_json::json!(self.payload).to_string()));
         rows.time(alerts::DECIDED_AT, Some(self.decided_at));
+        rows.text(alerts::STATUS, Some(self.status.name()));
+        rows.text(alerts::HELD, self.held.map(Held::name));
         rows.end_row();
     }
 }
@@ -248,6 +326,8 @@ pub struct AlertBook {
     allow: AllowList,
     /// Findings that an allow-list entry covered, by detection.
     allowed: HashMap<String, u64>,
+    /// Alerts that were told early and are not settled.
+    provisional: BTreeSet<String>,
 }
 
 impl AlertBook {
@@ -257,6 +337,9 @@ impl AlertBook {
 
     /// Takes back an alert from the log.
     pub fn restore(&mut self, alert: Alert) {
+        if alert.status == Status::Provisional {
+            self.provisional.insert(alert.alert_id.clone());
+        }
         match self.alerts.get(&alert.alert_id) {
             Some(known) if known.revision >= alert.revision => {}
             _ => {
@@ -274,6 +357,9 @@ impl AlertBook {
                 continue;
             }
             let id = alert_id(&finding.detection, &finding.key, finding.alert_time);
+            if let Standing::Provisional(_) = finding.standing {
+                self.provisional.insert(id.clone());
+            }
             match self.alerts.get_mut(&id) {
                 Some(alert) => {
                     if alert.absorb(finding) {
@@ -288,6 +374,21 @@ impl AlertBook {
             }
         }
         changed.into_iter().collect()
+    }
+
+    /// Takes back what was told early and did not become final, although append time has come so far; gives its ids.
+    pub fn settle(&mut self, progress: Micros) -> Vec<String> {
+        let mut taken_back = Vec::new();
+        self.provisional.retain(|id| {
+            let Some(alert) = self.alerts.get_mut(id).filter(|alert| alert.status == Status::Provisional) else { return false };
+            if alert.settles_at.is_some_and(|at| at >= progress) {
+                return true;
+            }
+            alert.status = Status::Retracted;
+            taken_back.push(id.clone());
+            false
+        });
+        taken_back
     }
 
     /// The alert as it is to be told now: its revision counts up.

@@ -192,19 +192,16 @@ impl Archive {
         Ok(ctx.read_table(Arc::new(table))?.collect().await?)
     }
 
-    /// The latest append time of any row of a stream.
+    /// Per stream with rows, the append time of the first and of the last.
     ///
     /// # Errors
     /// The archive cannot be read.
-    pub async fn latest_append(&self) -> Result<Option<Micros>> {
-        let mut latest = None;
+    pub async fn spans(&self) -> Result<Vec<(&'static Table, (Micros, Micros))>> {
+        let mut spans = Vec::new();
         for table in STREAMS {
-            for file in self.log(table)?.lock().await.files().await? {
-                let stats: serde_json::Value = serde_json::from_str(&file.stats).unwrap_or_default();
-                latest = latest.max(stats["maxValues"]["append_time"].as_str().and_then(parse_time));
-            }
+            spans.extend(self.read(table).await?.span().map(|span| (*table, span)));
         }
-        Ok(latest)
+        Ok(spans)
     }
 
     /// A table as DataFusion reads it, as of now.

@@ -19,7 +19,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
 
 use super::{Archive, DataFile, Location};
-use crate::clock::{HOUR, Micros};
+use crate::clock::{HOUR, Micros, parse_time};
 use crate::error::{Error, Result};
 use crate::table::{Column, History, Kind, LookBack, Table};
 
@@ -44,6 +44,16 @@ impl ArchiveTable {
 
     pub fn rows(&self) -> u64 {
         self.files.iter().map(|file| file.rows).sum()
+    }
+
+    /// Append time of the first and the last row, from the statistics of the files; none without rows.
+    pub fn span(&self) -> Option<(Micros, Micros)> {
+        let bound = |file: &DataFile, which: &str| {
+            let stats: serde_json::Value = serde_json::from_str(&file.stats).unwrap_or_default();
+            stats[which]["append_time"].as_str().and_then(parse_time)
+        };
+        let first = self.files.iter().filter_map(|file| bound(file, "minValues")).min()?;
+        Some((first, self.files.iter().filter_map(|file| bound(file, "maxValues")).max()?))
     }
 
     /// The name under which a context must know the archive's storage.
@@ -152,10 +162,5 @@ impl History for ArchiveHistory {
 
     fn is_kept(&self) -> bool {
         true
-    }
-
-    fn latest(&self, table: &'static Table) -> Option<Micros> {
-        let table = self.runtime.block_on(self.archive.read(table)).ok()?;
-        table.files.iter().filter_map(DataFile::hour_start).max().map(|start| start + HOUR)
     }
 }

@@ -58,6 +58,9 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let dimensions = args.rules.dimensions_of(&runtime, &archive)?;
     let history = ArchiveHistory { archive, runtime: runtime.handle().clone() };
     let mut engine = Engine::new(&detections, &args.rules.fingerprinter()?, &dimensions)?;
+    // What time has not made sure yet is told as provisional, where its detection is told early, or counted below.
+    let spans = runtime.block_on(history.archive.spans()).map_err(one)?;
+    engine.advance(spans.iter().map(|(_, (_, last))| *last).max().unwrap_or(Micros::MIN));
     engine.backtest(&history, from).map_err(one)?;
     let mut findings = engine.tick(&history).map_err(one)?;
     if let Some((detection, problem)) = engine.take_problems().into_iter().next() {
@@ -75,7 +78,11 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
         };
     }
     let allowed: u64 = book.allowed().values().sum();
-    eprintln!("{} alerts, {allowed} findings allowed", book.len());
+    let undecided = match engine.undecided() {
+        0 => String::new(),
+        keys => format!(", {keys} keys with results that wait for rows which may still come"),
+    };
+    eprintln!("{} alerts, {allowed} findings allowed{undecided}", book.len());
     Ok(if book.is_empty() { Outcome::Clean } else { Outcome::Found })
 }
 

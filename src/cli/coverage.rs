@@ -8,7 +8,7 @@ use keyfuse::clock::DAY;
 use keyfuse::coverage::{Arrival, Coverage, frameworks};
 use keyfuse::detect::Engine;
 use keyfuse::error::Error;
-use keyfuse::table::{DIMENSIONS, History, STREAMS};
+use keyfuse::table::{DIMENSIONS, STREAMS};
 
 use super::terminal::{Style, coloured};
 use super::{Outcome, Rules, runtime};
@@ -58,8 +58,9 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
         let options: HashMap<String, String> = args.storage_options.iter().cloned().collect();
         let archive = std::sync::Arc::new(runtime.block_on(Archive::open(&place, &options)).map_err(one)?);
         dimensions = args.rules.dimensions_of(&runtime, &archive)?;
-        let history = keyfuse::archive::ArchiveHistory { archive, runtime: runtime.handle().clone() };
-        let latest: Vec<_> = STREAMS.iter().map(|table| (table.name, history.latest(table))).collect();
+        let spans = runtime.block_on(archive.spans()).map_err(one)?;
+        let latest: Vec<_> =
+            STREAMS.iter().map(|table| (table.name, spans.iter().find(|(known, _)| known.name == table.name).map(|(_, (_, last))| *last))).collect();
         let newest = latest.iter().filter_map(|(_, time)| *time).max();
         for (table, time) in latest {
             let arrival = match (time, newest) {

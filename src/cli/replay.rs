@@ -113,7 +113,7 @@ fn summary(replayed: &Replayed) -> String {
     let tables: BTreeMap<String, u64> = summary.rows.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
     let allowed: BTreeMap<String, u64> = replayed.book.allowed().iter().map(|(name, count)| (name.clone(), *count)).collect();
     format!(
-        "records    {} in {} files, {:.1} MB\nrows       {}\nduplicates {}\nlate       {}\nrepaired   {}\nrejects    {}\nalerts     {}\nallowed    {}\nrate       {:.0} records/s, {:.1} MB/s\n",
+        "records    {} in {} files, {:.1} MB\nrows       {}\nduplicates {}\nlate       {}\nrepaired   {}\nrejects    {}\nalerts     {}\nundecided  {}\nallowed    {}\nrate       {:.0} records/s, {:.1} MB/s\n",
         summary.records(),
         summary.files,
         summary.bytes as f64 / 1e6,
@@ -123,6 +123,10 @@ fn summary(replayed: &Replayed) -> String {
         summary.flagged,
         list(&summary.rejects),
         list(&alerts),
+        match summary.undecided {
+            0 => "0".to_owned(),
+            keys => format!("{keys} keys with results that wait for rows which may still come"),
+        },
         list(&allowed),
         summary.records() as f64 / summary.seconds.max(1e-9),
         summary.bytes as f64 / 1e6 / summary.seconds.max(1e-9),

@@ -31,6 +31,8 @@ pub enum Class {
     C1,
     /// Counts that can only rise past a threshold: at once.
     C2,
+    /// What more rows can take back (absence, first-seen, "fewer than"): when the watermark has passed.
+    C3,
 }
 
 /// How an output column of an alert merges when several findings share one alert.
@@ -57,6 +59,13 @@ pub struct ScanInfo {
     /// How far before `alert_time` its rows may lie, and how far after.
     pub back: Micros,
     pub ahead: Micros,
+    /// A row of it is not needed for a result: the right side of NOT EXISTS or of an outer join.
+    pub optional: bool,
+    /// A row of it can take a result back: the result waits for its watermark.
+    pub waits: bool,
+    /// Only whether a row is there counts, and of rows that are equal but for their time and lie at least this far before (below
+    /// zero) or after `alert_time`, the latest stands for all.
+    pub latest: Option<Micros>,
 }
 
 impl ScanInfo {
@@ -185,6 +194,8 @@ pub struct Analysis {
     /// Widest reach of any scan before and after `alert_time`.
     pub back: Micros,
     pub ahead: Micros,
+    /// How far append time must have come past `alert_time` before a result of class C3 is final; zero for the others.
+    pub wait: Micros,
 }
 
 /// What the author declared, as far as the analysis needs it.
@@ -222,10 +233,17 @@ pub fn refuse_volatile(plan: &LogicalPlan) -> Result<(), String> {
 /// # Errors
 /// In words for the author: which join, window or column is the trouble, and how to write it.
 pub fn analyse(plan: &LogicalPlan, declared: &Declared<'_>) -> Result<Analysis, String> {
-    let mut walk = Walk::default();
-    let top = walk.plan(plan)?;
-    walk.finish(plan, top, declared)
+    let attempt = |patient: bool| {
+        let mut walk = Walk { patient, ..Walk::default() };
+        let top = walk.plan(plan)?;
+        walk.finish(plan, top, declared)
+    };
+    // What cannot be decided at once may still be decided when the watermark has passed.
+    attempt(false).or_else(|_| attempt(true))
 }
+
+/// Longest wait for a watermark: an absence that takes longer to be sure of is a question for a schedule.
+const LONGEST_WAIT: Micros = 7 * DAY;
 
 /// A value that follows a clock: it lies within `[lo, hi]` of the clock's reading.
 #[derive(Clone, Copy, Debug)]
@@ -265,8 +283,19 @@ struct Rel {
     fixed: bool,
 }
 
+/// Bounds that hold only for rows that are found on the optional side of a join.
+struct Optional {
+    scans: std::ops::Range<usize>,
+    bounds: Vec<(usize, usize, Micros)>,
+}
+
 #[derive(Default)]
 struct Walk {
+    /// Class C3: results are looked at only when nothing on time can change them.
+    patient: bool,
+    optional: Vec<Optional>,
+    /// Scan of which only the presence of a row counts, the clock on the other side, and how far after that it may lie.
+    presence: Vec<(usize, usize, Micros)>,
     scans: Vec<ScanInfo>,
     /// Clock of each scan; none for lineage.
     scan_clock: Vec<Option<usize>>,
@@ -305,6 +334,11 @@ impl Walk {
         self.clocks - 1
     }
 
+    /// Whether a value that more rows can change stands in the way.
+    fn disturbed(&self, change: Change) -> bool {
+        change != Change::Never && !self.patient
+    }
+
     fn at_least(&mut self, class: Class) {
         self.class = Some(self.class.map_or(class, |known| known.max(class)));
     }
@@ -335,7 +369,7 @@ impl Walk {
             LogicalPlan::Distinct(Distinct::All(input)) => {
                 self.at_least(Class::C1);
                 let rel = self.plan(input)?;
-                if rel.cols.iter().any(|col| col.change != Change::Never) {
+                if rel.cols.iter().any(|col| self.disturbed(col.change)) {
                     return Err("DISTINCT over a count: the count may still change; leave DISTINCT away".into());
                 }
                 Ok(rel)
@@ -351,7 +385,17 @@ impl Walk {
 
     fn scan(&mut self, table: &str, schema: &arrow::datatypes::Schema, projection: Vec<usize>, filters: &[Expr]) -> Result<Rel, String> {
         let number = self.scans.len();
-        let info = ScanInfo { table: table.to_owned(), projection: projection.clone(), filters: filters.to_vec(), key: None, back: 0, ahead: 0 };
+        let info = ScanInfo {
+            table: table.to_owned(),
+            projection: projection.clone(),
+            filters: filters.to_vec(),
+            key: None,
+            back: 0,
+            ahead: 0,
+            optional: false,
+            waits: false,
+            latest: None,
+        };
         let (lineage, fixed) = (info.is_lineage(), info.is_dimension());
         let clock = info.is_stream().then(|| self.clock());
         let mut keys = Vec::new();
@@ -382,64 +426,88 @@ impl Walk {
     }
 
     fn join(&mut self, join: &Join) -> Result<Rel, String> {
+        let start = self.scans.len();
         let left = self.plan(&join.left)?;
+        let middle = self.scans.len();
         let right = self.plan(&join.right)?;
         let with_dimension = left.fixed || right.fixed;
-        match join.join_type {
-            JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi => {}
-            // A dimension is there whole: what is absent from it stays absent.
-            JoinType::Left | JoinType::LeftAnti if right.fixed && !join.null_aware => {}
-            JoinType::Right | JoinType::RightAnti if left.fixed && !join.null_aware => {}
+        let equates = matches!(join.join_type, JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi);
+        // The scans whose rows a result can do without.
+        let dispensable = match join.join_type {
             JoinType::LeftAnti | JoinType::RightAnti if join.null_aware => {
                 return Err("NOT IN (SELECT …) is empty as soon as the subquery returns one NULL: write NOT EXISTS".into());
             }
-            other => {
-                return Err(format!(
-                    "{other} JOIN: what is absent now may still arrive, so this cannot be decided at once (class C3); live evaluation of absence is not part of this version"
-                ));
+            JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi => 0..0,
+            // A dimension is there whole: what is absent from it stays absent.
+            JoinType::Left | JoinType::LeftAnti if right.fixed => 0..0,
+            JoinType::Right | JoinType::RightAnti if left.fixed => 0..0,
+            JoinType::Left | JoinType::LeftAnti if self.patient => middle..self.scans.len(),
+            JoinType::Right | JoinType::RightAnti if self.patient => start..middle,
+            JoinType::Left | JoinType::LeftAnti | JoinType::Right | JoinType::RightAnti => {
+                return Err(format!("{} JOIN: what is absent now may still arrive (class C3)", join.join_type));
             }
-        }
+            other => return Err(format!("{other} JOIN has no place in a detection: write one SELECT per side and join them with UNION ALL")),
+        };
         if with_dimension {
             as_of(join, if right.fixed { &join.right } else { &join.left })?;
         } else {
             self.at_least(Class::C1);
         }
-        if with_dimension && matches!(join.join_type, JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi) {
+        if with_dimension && equates {
             self.required.extend(table_names(if right.fixed { &join.right } else { &join.left }));
         }
-        let equates = matches!(join.join_type, JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi);
+        for scan in dispensable.clone() {
+            (self.scans[scan].optional, self.scans[scan].waits) = (true, true);
+        }
+        let before = self.bounds.len();
         let mut pairs = Vec::new();
         for (l, r) in &join.on {
             let (l, r) = (column_of(l, join.left.schema(), &left.cols), column_of(r, join.right.schema(), &right.cols));
             self.bound_equal(l.term, r.term);
-            if let (Some(a), Some(b), true) = (l.key, r.key, equates) {
+            if let (Some(a), Some(b), true) = (l.key, r.key, equates || !dispensable.is_empty()) {
                 self.unite(a, b);
                 pairs.push(a);
             }
-            if l.change != Change::Never || r.change != Change::Never {
+            if self.disturbed(l.change) || self.disturbed(r.change) {
                 return Err("a join on a count: the count may still change".into());
             }
         }
         let both: Vec<Col> = left.cols.iter().chain(&right.cols).cloned().collect();
+        let schema = join.left.schema().join(join.right.schema()).map_err(|error| error.to_string())?;
         if let Some(filter) = &join.filter {
-            let schema = join.left.schema().join(join.right.schema()).map_err(|error| error.to_string())?;
-            if equates {
+            if equates || !dispensable.is_empty() {
                 self.filter(filter, &schema, &both)?;
-            } else if filter.column_refs().iter().any(|column| lookup(column, &schema, &both).change != Change::Never) {
+            } else if filter.column_refs().iter().any(|column| self.disturbed(lookup(column, &schema, &both).change)) {
                 // What is joined away comes back or goes as a count rises; and such a filter bounds nothing that is returned.
                 return Err(format!("`{filter}` compares a count inside an outer or NOT EXISTS join: compare it in HAVING or WHERE"));
             }
         }
+        if !dispensable.is_empty() {
+            // What these bounds say is true of rows that are found, not of results.
+            let bounds = self.bounds.split_off(before);
+            self.optional.push(Optional { scans: dispensable.clone(), bounds });
+        }
+        if matches!(join.join_type, JoinType::LeftAnti | JoinType::LeftSemi) && self.scans.len() == middle + 1 && is_plain_scan(&join.right) {
+            self.presence.extend(presence(join, &schema, &both, left.cols.len()).map(|(clock, after)| (middle, clock, after)));
+        }
         if !with_dimension {
             self.keyed.push((pairs, format!("JOIN of {} and {}", tables_of(&join.left), tables_of(&join.right))));
         }
+        // Where no partner was found its columns are null: no key, no time.
+        let padded = |cols: Vec<Col>, padded: bool| cols.into_iter().map(move |col| if padded { Col { key: None, term: None, ..col } } else { col });
+        let (is_left, is_right) = (join.join_type == JoinType::Left && !right.fixed, join.join_type == JoinType::Right && !left.fixed);
         let cols = match join.join_type {
             JoinType::LeftSemi | JoinType::LeftAnti => left.cols,
             JoinType::RightSemi | JoinType::RightAnti => right.cols,
-            _ => both,
+            _ => padded(left.cols, is_right).chain(padded(right.cols, is_left)).collect(),
+        };
+        let needs = match join.join_type {
+            JoinType::Left | JoinType::LeftAnti => left.needs,
+            JoinType::Right | JoinType::RightAnti => right.needs,
+            _ => Needs::All(vec![left.needs, right.needs]),
         };
         let (has_stream, fixed) = (left.has_stream || right.has_stream, left.fixed && right.fixed);
-        Ok(Rel { cols, needs: Needs::All(vec![left.needs, right.needs]), has_stream, fixed })
+        Ok(Rel { cols, needs, has_stream, fixed })
     }
 
     fn union(&mut self, inputs: &[std::sync::Arc<LogicalPlan>]) -> Result<Rel, String> {
@@ -475,13 +543,15 @@ impl Walk {
     }
 
     fn aggregate(&mut self, aggregate: &Aggregate) -> Result<Rel, String> {
+        let start = self.scans.len();
         let input = self.plan(&aggregate.input)?;
+        self.wait_for(start, !aggregate.aggr_expr.is_empty());
         let schema = aggregate.input.schema();
         let mut cols: Vec<Col> = aggregate.group_expr.iter().map(|expr| column_of(expr, schema, &input.cols)).collect();
         if aggregate.group_expr.iter().any(|expr| matches!(expr, Expr::GroupingSet(_))) {
             return Err("GROUPING SETS, CUBE and ROLLUP have no single key: write one detection per grouping".into());
         }
-        if cols.iter().any(|col| col.change != Change::Never) {
+        if cols.iter().any(|col| self.disturbed(col.change)) {
             return Err("GROUP BY a count: the count may still change".into());
         }
         self.keyed.push((cols.iter().filter_map(|col| col.key).collect(), "GROUP BY".into()));
@@ -492,9 +562,18 @@ impl Walk {
         Ok(Rel { cols, ..input })
     }
 
+    /// When results are final only, everything below an aggregate or a window can still change them.
+    fn wait_for(&mut self, start: usize, counts: bool) {
+        if self.patient && counts {
+            self.scans[start..].iter_mut().for_each(|scan| scan.waits |= scan.is_stream());
+        }
+    }
+
     fn window(&mut self, window: &Window) -> Result<Rel, String> {
         self.at_least(Class::C2);
+        let start = self.scans.len();
         let mut input = self.plan(&window.input)?;
+        self.wait_for(start, true);
         let schema = window.input.schema();
         let mut added = Vec::new();
         let mut moved: Option<(usize, usize)> = None;
@@ -508,6 +587,10 @@ impl Walk {
             let change = match name.as_str() {
                 "count" | "max" | "bool_or" => Change::Rises,
                 "min" => Change::Falls,
+                "sum" | "avg" | "first_value" | "last_value" if self.patient => Change::AnyWay,
+                _ if self.patient => {
+                    return Err(format!("{name}() over a window has no bound in time: write NOT EXISTS with an interval for what came before or after"));
+                }
                 _ => {
                     return Err(format!(
                         "{name}() over a window can change when an earlier row arrives (class C3); count, min and max over RANGE … PRECEDING can be decided at once"
@@ -532,7 +615,7 @@ impl Walk {
             if params.order_by.first().is_some_and(|sort| !sort.asc) {
                 return Err(format!("{name}() OVER (… DESC): order by event_time ascending"));
             }
-            if params.filter.as_deref().is_some_and(|filter| derived(filter, schema, &input.cols).change != Change::Never) {
+            if params.filter.as_deref().is_some_and(|filter| self.disturbed(derived(filter, schema, &input.cols).change)) {
                 return Err(format!("{name}() FILTER over a count: the count may still change"));
             }
             // Several frames over one clock: the widest holds.
@@ -554,7 +637,7 @@ impl Walk {
     /// Takes time bounds from a predicate, and refuses one that more rows could make false again.
     fn filter(&mut self, predicate: &Expr, schema: &DFSchema, cols: &[Col]) -> Result<(), String> {
         for conjunct in split_conjunction(predicate) {
-            if !keeps_true(conjunct, schema, cols) {
+            if !self.patient && !keeps_true(conjunct, schema, cols) {
                 return Err(format!("`{conjunct}` can become false again when more rows arrive (class C3); thresholds must be of the form count(…) >= n"));
             }
             self.bounds_from(conjunct, schema, cols);
@@ -612,14 +695,14 @@ impl Walk {
     }
 
     fn finish(mut self, plan: &LogicalPlan, top: Rel, declared: &Declared<'_>) -> Result<Analysis, String> {
-        let class = self.class.unwrap_or(Class::C0);
+        let class = if self.patient { Class::C3 } else { self.class.unwrap_or(Class::C0) };
         let names: Vec<String> = plan.schema().fields().iter().map(|field| field.name().clone()).collect();
         let find = |name: &str| names.iter().position(|n| n == name);
         for name in declared.alert_key {
             let Some(index) = find(name) else {
                 return Err(format!("alert_key names `{name}`, which the query does not return (it returns {})", names.join(", ")));
             };
-            if top.cols[index].change != Change::Never {
+            if self.disturbed(top.cols[index].change) {
                 return Err(format!("alert_key `{name}` is a count that may still change: it cannot name an alert"));
             }
         }
@@ -627,7 +710,7 @@ impl Walk {
         if !matches!(plan.schema().field(at).data_type(), arrow::datatypes::DataType::Timestamp(..)) {
             return Err("alert_time must be a timestamp".into());
         }
-        if top.cols[at].change != Change::Never {
+        if self.disturbed(top.cols[at].change) {
             return Err("alert_time comes from an aggregate that may still change: group by date_bin(…, event_time) and return that".into());
         }
         if top.cols[at].term.is_none() {
@@ -637,6 +720,9 @@ impl Walk {
         for (name, col) in names.iter().zip(&top.cols) {
             let merge = match (name.as_str(), col.change) {
                 ("level", Change::Never) => Merge::Level,
+                ("level", _) if self.patient => Merge::Level,
+                // Final when it is looked at.
+                _ if self.patient => Merge::First,
                 ("level", _) => return Err("column `level` is computed from a count that may still change: give each level a detection of its own".into()),
                 (_, Change::Never) => Merge::First,
                 (_, Change::Rises) => Merge::Max,
@@ -653,12 +739,14 @@ impl Walk {
             let Some(alert) = top.cols[at].term else {
                 return Err("alert_time must be an event_time, or date_bin() of one, so that its distance to each table is known".into());
             };
-            let distance = self.closure();
+            let distance = self.closure(&[]);
             if (0..self.clocks).any(|clock| distance[clock][clock].is_some_and(|d| d < 0)) {
                 return Err("the time bounds contradict each other (in a UNION, give all branches the same meaning of each time column)".into());
             }
             for number in 0..self.scans.len() {
                 let Some(clock) = self.scan_clock[number] else { continue };
+                let around: Vec<&Optional> = self.optional.iter().filter(|optional| optional.scans.contains(&number)).collect();
+                let distance = if around.is_empty() { distance.clone() } else { self.closure(&around) };
                 // alert_time - scan <= back, scan - alert_time <= ahead.
                 let before = distance[alert.clock][clock].map(|d| (d + alert.hi).max(0));
                 let after = distance[clock][alert.clock].map(|d| (d - alert.lo).max(0));
@@ -672,11 +760,29 @@ impl Walk {
                 (self.scans[number].back, self.scans[number].ahead) = (before, after);
                 (back, ahead) = (back.max(before), ahead.max(after));
             }
+            for (scan, clock, after) in &self.presence {
+                // What lies that far before the other side's row lies so far before every alert_time that the row can give.
+                self.scans[*scan].latest = distance[alert.clock][*clock].map(|d| after - (d + alert.hi));
+            }
+        }
+        let mut wait = 0;
+        for scan in self.scans.iter().filter(|scan| scan.waits) {
+            let delay = by_name(&scan.table).map_or(0, |table| table.max_delay);
+            wait = wait.max(scan.ahead + delay);
+            if scan.ahead + delay > LONGEST_WAIT {
+                return Err(format!(
+                    "what is absent from {} is sure only {} later ({} of window, {} of allowed lateness): too long to wait for; run it on a schedule",
+                    scan.table,
+                    spoken(scan.ahead + delay),
+                    spoken(scan.ahead),
+                    spoken(delay)
+                ));
+            }
         }
         if !top.has_stream {
             return Err("the query reads no stream".into());
         }
-        Ok(Analysis { thresholds: Vec::new(), class, scans: self.scans, needs: top.needs, columns, required: self.required, back, ahead })
+        Ok(Analysis { thresholds: Vec::new(), class, scans: self.scans, needs: top.needs, columns, required: self.required, back, ahead, wait })
     }
 
     /// Finds the class of equated columns that goes through everything, and notes each scan's column of it.
@@ -716,14 +822,14 @@ impl Walk {
         Ok(())
     }
 
-    /// Shortest distances between all clocks.
-    fn closure(&self) -> Vec<Vec<Option<Micros>>> {
+    /// Shortest distances between all clocks; with what holds for rows found on the optional sides of these joins.
+    fn closure(&self, found: &[&Optional]) -> Vec<Vec<Option<Micros>>> {
         let n = self.clocks;
         let mut d = vec![vec![None; n]; n];
         for (clock, row) in d.iter_mut().enumerate() {
             row[clock] = Some(0);
         }
-        for (a, b, c) in &self.bounds {
+        for (a, b, c) in self.bounds.iter().chain(found.iter().flat_map(|optional| &optional.bounds)) {
             d[*a][*b] = Some(d[*a][*b].map_or(*c, |known: Micros| known.min(*c)));
         }
         for via in 0..n {
@@ -737,6 +843,62 @@ impl Walk {
         }
         d
     }
+}
+
+/// Whether a plan gives the rows of one scan as they are.
+fn is_plain_scan(plan: &LogicalPlan) -> bool {
+    match plan {
+        LogicalPlan::TableScan(_) => true,
+        LogicalPlan::SubqueryAlias(alias) => is_plain_scan(&alias.input),
+        LogicalPlan::Projection(projection) => {
+            projection.expr.iter().all(|expr| matches!(expr.clone().unalias(), Expr::Column(_))) && is_plain_scan(&projection.input)
+        }
+        _ => false,
+    }
+}
+
+/// If of the right side's rows only the presence counts, and time matters only against one clock of the left side: that clock,
+/// and how long after its reading a row may lie.
+fn presence(join: &Join, schema: &DFSchema, cols: &[Col], left: usize) -> Option<(usize, Micros)> {
+    let is_right_time =
+        |expr: &Expr| expr.column_refs().iter().any(|column| schema.index_of_column(column).is_ok_and(|at| at >= left && cols[at].term.is_some()));
+    if join.on.iter().any(|(_, right)| is_right_time(right)) {
+        return None;
+    }
+    let mut found: Option<(usize, Micros)> = None;
+    for conjunct in join.filter.iter().flat_map(split_conjunction) {
+        if !is_right_time(conjunct) {
+            continue;
+        }
+        let pairs: Vec<(&Expr, Operator, &Expr)> = match conjunct {
+            Expr::BinaryExpr(BinaryExpr { left, op, right }) => vec![(left, *op, right)],
+            Expr::Between(between) if !between.negated => {
+                vec![(between.expr.as_ref(), Operator::GtEq, between.low.as_ref()), (between.expr.as_ref(), Operator::LtEq, between.high.as_ref())]
+            }
+            _ => return None,
+        };
+        for (a, op, b) in pairs {
+            let (a, op, b) = if is_right_time(a) { (a, op, b) } else { (b, op.swap()?, a) };
+            let (row, other) = (column_of(a, schema, cols).term?, column_of(b, schema, cols).term?);
+            if row.lo != row.hi || is_right_time(b) {
+                return None;
+            }
+            match op {
+                // The later the row, the sooner it is after a moment.
+                Operator::GtEq | Operator::Gt => {}
+                Operator::LtEq | Operator::Lt => {
+                    let after = other.lo - row.hi - i64::from(op == Operator::Lt);
+                    match found {
+                        Some((clock, _)) if clock != other.clock => return None,
+                        Some((_, known)) if known <= after => {}
+                        _ => found = Some((other.clock, after)),
+                    }
+                }
+                _ => return None,
+            }
+        }
+    }
+    found
 }
 
 /// A dimension is joined as of the row's append time: an entry that is edited today must not change last month.

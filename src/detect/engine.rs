@@ -3,20 +3,22 @@
 //! It is a synchronous object without a clock: the same calls give the same findings, whether a service, a replay or a
 //! test makes them. Rows go in with [`Engine::push`], [`Engine::tick`] gives the findings, [`Engine::advance`] lets go of the past.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, BooleanArray};
 use arrow::compute::filter_record_batch;
 use arrow::compute::kernels::boolean::{and, not};
+use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
 use datafusion::execution::context::SessionContext;
 use datafusion::logical_expr::Expr;
 use hashbrown::{HashMap, HashSet};
 
-use super::analyse::{Analysis, Class, Needs};
+use super::analyse::{Analysis, Class, Needs, ScanInfo};
 use super::file::Detection;
 use super::filter::FilterPass;
-use super::finding::{Finding, findings_of};
+use super::finding::{Finding, Standing, findings_of};
 use super::lineage::Lineage;
 use super::plan::{Compiled, KeptPlan, compile, keep, planner};
 use super::residue::{Key, KeyHasher, NULL_KEY, Store, texts_of};
@@ -58,6 +60,12 @@ struct Live {
     loaded: HashSet<Key>,
     /// Some of what was fetched has since been let go of.
     stale: bool,
+    /// Class C3: keys to look at again when append time has passed a moment, for then a result of theirs is final.
+    timers: BTreeMap<Micros, HashSet<Key>>,
+    /// Class C3: results before this may rest on rows that have been let go of; they were decided when they were not.
+    floor: Micros,
+    /// Class C3: after this long past its `alert_time`, no row on time can raise or change a result.
+    settles_after: Micros,
     suspended: Option<String>,
     runs: u64,
     findings: u64,
@@ -79,10 +87,11 @@ struct StoreEntry {
     retention: Vec<Retention>,
 }
 
-/// A row must stay until `event_time + reach` is before the watermark of this table.
+/// A row must stay until append time has come this far past its event time.
 struct Retention {
-    reach: Micros,
-    table: &'static Table,
+    stay: Micros,
+    /// Class C3, where only presence counts: rows that lie so far before the oldest open `alert_time` may be condensed.
+    condense: Option<Micros>,
     /// The partner is an anchor: when a row of it comes, the past of its key is fetched again.
     anchor: bool,
 }
@@ -112,6 +121,14 @@ pub struct Engine {
     residue_budget: usize,
     /// Things that went wrong and are worth telling: detection and message.
     problems: Vec<(String, String)>,
+    /// How far append time has come on all partitions.
+    progress: Micros,
+    /// Latest append time of any row.
+    newest: Micros,
+    /// Per stream, the append time of the first row that there ever was.
+    begins: HashMap<&'static str, Micros>,
+    /// Whether that is known; where it is not, nothing is called warming.
+    knows_beginnings: bool,
 }
 
 /// The kept plan of `lineage_links`.
@@ -158,6 +175,10 @@ impl Engine {
             runtime,
             residue_budget: usize::MAX,
             problems: Vec::new(),
+            progress: Micros::MIN,
+            newest: Micros::MIN,
+            begins: HashMap::new(),
+            knows_beginnings: false,
         };
         for one_compiled in compiled {
             engine.register(&ctx, one_compiled, dimensions).map_err(one)?;
@@ -175,6 +196,7 @@ impl Engine {
         let Compiled { detection, analysis, plan } = compiled;
         let number = self.live.len();
         let probed_all = probed_scans(&analysis);
+        let settle = settles_after(&analysis);
         let mut feeds = Vec::new();
         for (scan_number, scan) in analysis.scans.iter().enumerate() {
             if scan.is_lineage() {
@@ -196,10 +218,12 @@ impl Engine {
             let key = key.ok_or_else(|| Error::bug(format!("{}: no key column in {}", detection.name, scan.table)))?;
             let probed = probed_all[scan_number];
             let retention = retention_of(&analysis, scan_number, &probed_all);
+            let presence = analysis.class == Class::C3 && scan.latest.is_some() && !probed;
             // Probed stores depend on what the detection's other scans know, so they are its own; the others are shared.
             let shared = self.stores.iter().position(|entry| {
                 !probed
                     && !entry.probed
+                    && entry.store.is_presence() == presence
                     && entry.filters == scan.filters
                     && std::ptr::eq(entry.store.table(), table)
                     && entry.store.key_column() == key
@@ -209,7 +233,7 @@ impl Engine {
                 Some(store) => store,
                 None => {
                     let schema = Arc::clone(plan.slots[scan_number].schema());
-                    let store = Store::new(table, &scan.projection, key, schema);
+                    let store = Store::new(table, &scan.projection, key, schema, presence);
                     self.stores.push(StoreEntry { store, scan: in_pass, users: Vec::new(), filters: scan.filters.clone(), probed, retention: Vec::new() });
                     self.stores.len() - 1
                 }
@@ -232,6 +256,9 @@ impl Engine {
             seen_to,
             loaded: HashSet::new(),
             stale: false,
+            timers: BTreeMap::new(),
+            floor: Micros::MIN,
+            settles_after: settle,
             suspended: None,
             runs: 0,
             findings: 0,
@@ -245,6 +272,11 @@ impl Engine {
     /// # Errors
     /// Only what would be a bug; a detection that fails on its rows is reported by [`Engine::take_problems`] instead.
     pub fn push(&mut self, table: &'static Table, batch: &RecordBatch) -> Result<()> {
+        let appended = batch.column(system::APPEND_TIME).as_primitive::<TimestampMicrosecondType>();
+        self.newest = self.newest.max(arrow::compute::max(appended).unwrap_or(Micros::MIN));
+        if self.knows_beginnings && !self.begins.contains_key(table.name) {
+            self.begins.extend(arrow::compute::min(appended).map(|first| (table.name, first)));
+        }
         if batch.num_rows() == 0 || !self.passes.iter().any(|pass| std::ptr::eq(pass.table, table)) {
             return Ok(());
         }
@@ -262,7 +294,7 @@ impl Engine {
             })
         };
         let mut keys_of: HashMap<usize, Vec<Key>> = HashMap::new();
-        for entry in self.stores.iter_mut().filter(|entry| std::ptr::eq(entry.store.table(), table)) {
+        for (number, entry) in self.stores.iter_mut().enumerate().filter(|(_, entry)| std::ptr::eq(entry.store.table(), table)) {
             if entry.users.is_empty() {
                 continue;
             }
@@ -284,9 +316,7 @@ impl Engine {
                 }
             };
             let touched = entry.store.insert(batch, &mask, keys, &self.hasher)?;
-            for user in &entry.users {
-                self.live[*user].dirty.extend(touched.iter().copied());
-            }
+            entry.users.iter().for_each(|user| self.live[*user].touch(number, &touched));
         }
         if std::ptr::eq(self.links.table, table) {
             let mask = timely(masks.rows_of(self.links.scan)?)?;
@@ -355,11 +385,14 @@ impl Engine {
     }
 
     /// Fetches what stores and lineage would hold had the engine run all along, and marks it all for evaluation.
-    /// `since` is the earliest `alert_time` of interest; none for what a running engine would still hold.
+    /// `since` is the earliest `alert_time` of interest, or how far append time had come when the engine last ran; none for all.
     ///
     /// # Errors
     /// The history cannot be read.
     pub fn restore(&mut self, history: &dyn History, since: Option<Micros>) -> Result<()> {
+        if let Some(since) = since {
+            self.live.iter_mut().for_each(|live| live.floor = live.floor.max(since.saturating_sub(live.settles_after)));
+        }
         let links = history.rows(&LookBack { table: self.links.table, keys: None, filters: &self.links.filters.clone(), since: Micros::MIN, raw: false })?;
         for batch in links {
             let pass = pass_of(&mut self.passes, self.links.table)?;
@@ -375,10 +408,9 @@ impl Engine {
             if entry.probed || entry.users.is_empty() {
                 continue;
             }
-            let reach = entry.retention.iter().map(|r| r.reach.saturating_add(r.table.max_delay)).max().unwrap_or(0);
-            let now = since.or_else(|| STREAMS.iter().filter_map(|table| history.latest(table)).max()).unwrap_or(Micros::MIN);
+            let reach = entry.retention.iter().map(|r| r.stay).max().unwrap_or(0);
             let raw = needs_raw(entry.store.table(), entry.store.projection(), &entry.filters);
-            let since = now.saturating_sub(reach);
+            let since = since.unwrap_or(Micros::MIN).saturating_sub(reach);
             let batches = history.rows(&LookBack { table: entry.store.table(), keys: None, filters: &entry.filters.clone(), since, raw })?;
             for batch in batches {
                 self.fill(number, &batch, None)?;
@@ -400,16 +432,36 @@ impl Engine {
             })
             .collect();
         let touched = entry.store.insert(batch, &mask, &keys, &self.hasher)?;
-        for user in &entry.users {
-            self.live[*user].dirty.extend(touched.iter().copied());
-        }
+        entry.users.iter().for_each(|user| self.live[*user].touch(number, &touched));
         Ok(())
     }
 
-    /// Lets go of rows that nothing on time can join any more. `progress` is how far append time has come on all partitions.
-    pub fn advance(&mut self, progress: Micros, history: &dyn History) {
+    /// Says how far append time has come on all partitions: what is now sure is decided by the next [`Engine::tick`].
+    pub fn advance(&mut self, progress: Micros) {
+        self.progress = self.progress.max(progress);
+        for live in &mut self.live {
+            let later = live.timers.split_off(&self.progress);
+            live.dirty.extend(std::mem::replace(&mut live.timers, later).into_values().flatten());
+        }
+    }
+
+    /// Lets go of rows that nothing on time can join any more, and that no open result rests on.
+    ///
+    /// # Errors
+    /// Arrow's, never in practice.
+    pub fn let_go(&mut self, history: &dyn History) -> Result<()> {
+        if self.progress == Micros::MIN {
+            return Ok(());
+        }
+        for live in self.live.iter_mut().filter(|live| live.analysis.class == Class::C3) {
+            live.floor = live.floor.max(self.progress.saturating_sub(live.settles_after));
+        }
         for entry in &mut self.stores {
-            let horizon = entry.horizon(progress, history.is_kept());
+            let horizon = entry.horizon(self.progress, history.is_kept());
+            if entry.store.is_presence() {
+                let condense = entry.retention.iter().filter_map(|r| r.condense).min().unwrap_or(0);
+                entry.store.condense(horizon, self.progress.saturating_add(condense), &self.hasher)?;
+            }
             if entry.store.evict_before(horizon) && entry.probed {
                 // What was fetched for these keys is no longer whole: the next question about them asks the archive again.
                 for user in &entry.users {
@@ -417,6 +469,32 @@ impl Engine {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Says since when there are rows of each stream; of the others the first row that comes is the first. What is measured
+    /// against an older past is called warming.
+    pub fn begin(&mut self, spans: &[(&'static Table, (Micros, Micros))]) {
+        self.knows_beginnings = true;
+        self.begins.extend(spans.iter().map(|(table, (first, _))| (table.name, *first)));
+    }
+
+    /// The latest append time of any row.
+    pub fn newest(&self) -> Micros {
+        self.newest
+    }
+
+    /// Takes over how far time has come, and where the past begins, from the engine that this one replaces.
+    pub fn take_time_from(&mut self, other: &Engine) {
+        self.begins.clone_from(&other.begins);
+        self.newest = other.newest;
+        self.knows_beginnings = other.knows_beginnings;
+        self.advance(other.progress);
+    }
+
+    /// Results of class C3 that wait for append time to pass: keys with at least one.
+    pub fn undecided(&self) -> usize {
+        self.live.iter().map(|live| live.timers.values().map(HashSet::len).sum::<usize>()).sum()
     }
 
     fn resolve_links(&mut self) -> Result<()> {
@@ -450,7 +528,8 @@ impl Engine {
             }
         }
         if !keys.is_empty() {
-            let fresh_only = live.analysis.class == Class::C1 && live.feeds.len() > 1 && !keys.iter().any(|key| whole.contains(key));
+            let live_class = live.analysis.class;
+            let fresh_only = live_class == Class::C1 && live.feeds.len() > 1 && !keys.iter().any(|key| whole.contains(key));
             let starts: Vec<Vec<u64>> = match fresh_only {
                 // Semi-naive: one run per scan with new rows, against all rows of the others.
                 true => (0..live.feeds.len())
@@ -460,12 +539,10 @@ impl Engine {
                 false => vec![vec![0; live.feeds.len()]],
             };
             for from in starts {
-                if !self.run(number, &keys, &from, self.apart(number, &keys).is_empty())? {
-                    // A row that the query fails on costs its own key, not the others.
-                    for key in self.apart(number, &keys) {
-                        self.run(number, &key, &from, true)?;
-                    }
-                }
+                self.run_apart_if_it_fails(number, &keys, &from)?;
+            }
+            if live_class == Class::C3 {
+                self.settle(number, &families, &keys)?;
             }
         }
         let live = &mut self.live[number];
@@ -477,6 +554,83 @@ impl Engine {
         // Loading past rows marked their keys dirty; they have just been evaluated.
         live.dirty.clear();
         Ok(())
+    }
+
+    fn run_apart_if_it_fails(&mut self, number: usize, keys: &HashSet<Key>, from: &[u64]) -> Result<()> {
+        if !self.run(number, keys, from, self.apart(number, keys).is_empty())? {
+            // A row that the query fails on costs its own key, not the others.
+            for key in self.apart(number, keys) {
+                self.run(number, &key, from, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Class C3: of the results that a run has just added, hands on those that are final (or asked for early), and sees to it that
+    /// the keys of the others are looked at when they will be.
+    fn settle(&mut self, number: usize, families: &[HashSet<Key>], keys: &HashSet<Key>) -> Result<()> {
+        let Some(first_open) = self.sort_out(number, true) else { return Ok(()) };
+        let mut groups: Vec<Vec<&HashSet<Key>>> = vec![families.iter().filter(|family| family.iter().any(|key| keys.contains(key))).collect()];
+        // Whose results they were a result does not say: halve until each group has none or is one family.
+        while let Some(group) = groups.pop() {
+            if let [family] = group[..] {
+                let all: Vec<u64> = vec![0; self.live[number].feeds.len()];
+                let opens = match families.len() {
+                    1 => Some(first_open),
+                    _ => {
+                        self.run(number, family, &all, true)?;
+                        self.sort_out(number, false)
+                    }
+                };
+                if let Some(at) = opens {
+                    self.live[number].timers.entry(at).or_default().extend(family.iter().copied());
+                }
+                continue;
+            }
+            let (one, other) = group.split_at(group.len() / 2);
+            for half in [one, other] {
+                let keys: HashSet<Key> = half.iter().flat_map(|family| family.iter().copied()).collect();
+                let all: Vec<u64> = vec![0; self.live[number].feeds.len()];
+                self.run_apart_if_it_fails(number, &keys, &all)?;
+                if self.sort_out(number, false).is_some() {
+                    groups.push(half.to_vec());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what the last runs of a detection of class C3 found out of `ready`; puts back what may be told, if it is to be told.
+    /// Gives when the first of the others will be final.
+    fn sort_out(&mut self, number: usize, tell: bool) -> Option<Micros> {
+        let live = &self.live[number];
+        let mut first_open: Option<Micros> = None;
+        let begins = live.begins(&self.begins);
+        let found = self.ready.split_off(
+            self.ready
+                .iter()
+                .position(|finding| finding.standing == Standing::Open && Arc::ptr_eq(&finding.detection, &live.detection))
+                .unwrap_or(self.ready.len()),
+        );
+        for mut finding in found {
+            if finding.alert_time < live.floor {
+                continue;
+            }
+            let final_at = finding.alert_time.saturating_add(live.analysis.wait);
+            let is_final = final_at < self.progress;
+            // Early is when the moment has come that the alert is about, not when it lies ahead.
+            let is_early = live.detection.early && finding.alert_time <= self.newest.max(self.progress);
+            if !is_final {
+                let next = if live.detection.early && !is_early { finding.alert_time } else { final_at };
+                first_open = Some(first_open.map_or(next, |known| known.min(next)));
+            }
+            finding.standing = if is_final { Standing::Final } else { Standing::Provisional(final_at) };
+            finding.warming = begins.is_some_and(|begins| finding.alert_time < begins);
+            if tell && (is_final || is_early) {
+                self.ready.push(finding);
+            }
+        }
+        first_open
     }
 
     /// The key groups that must be evaluated together.
@@ -515,7 +669,7 @@ impl Engine {
         for family in families {
             if live.analysis.needs.met(&|scan| self.has_rows(&live.feeds[scan], family, true)) {
                 // A new row of an anchor may reach further back than what is still in memory.
-                let again = live.stale && self.has_fresh_anchor(live, family);
+                let again = live.stale && (live.analysis.class == Class::C3 || self.has_fresh_anchor(live, family));
                 wanted.extend(family.iter().filter(|key| **key != NULL_KEY && (again || !live.loaded.contains(*key))));
             }
         }
@@ -614,7 +768,13 @@ impl Engine {
             }
             // What nobody reads any more is given back, and takes no more rows.
             for entry in self.stores.iter_mut().filter(|entry| entry.users.is_empty()) {
-                entry.store = Store::new(entry.store.table(), entry.store.projection(), entry.store.key_column(), Arc::clone(entry.store.schema()));
+                entry.store = Store::new(
+                    entry.store.table(),
+                    entry.store.projection(),
+                    entry.store.key_column(),
+                    Arc::clone(entry.store.schema()),
+                    entry.store.is_presence(),
+                );
             }
         }
     }
@@ -661,6 +821,20 @@ impl Engine {
 }
 
 impl Live {
+    /// Notes keys that got a row in a store. Rows of optional scans raise nothing: they only take results back, in time.
+    fn touch(&mut self, store: usize, keys: &[Key]) {
+        let mut scans = self.feeds.iter().zip(&self.analysis.scans);
+        if scans.any(|(feed, scan)| matches!(feed, Feed::Store { store: fed, .. } if *fed == store) && !scan.optional) {
+            self.dirty.extend(keys.iter().copied());
+        }
+    }
+
+    /// From when on the past that results are measured against is there whole.
+    fn begins(&self, begins: &HashMap<&'static str, Micros>) -> Option<Micros> {
+        let scans = self.analysis.scans.iter().filter(|scan| scan.waits);
+        scans.filter_map(|scan| begins.get(scan.table.as_str()).map(|begin| begin.saturating_add(scan.back))).max()
+    }
+
     fn uses_lineage(&self) -> bool {
         self.feeds.iter().any(|feed| matches!(feed, Feed::Lineage))
     }
@@ -710,7 +884,7 @@ impl StoreEntry {
     /// Rows before this are of no more use.
     fn horizon(&self, progress: Micros, history_is_kept: bool) -> Micros {
         let until = |r: &Retention| {
-            let needed = progress.saturating_sub(r.table.max_delay).saturating_sub(r.reach);
+            let needed = progress.saturating_sub(r.stay);
             // Waiting months for an anchor is the archive's work.
             if self.probed && r.anchor && history_is_kept { needed.max(progress.saturating_sub(PROBED_STAY)) } else { needed }
         };
@@ -801,13 +975,28 @@ fn partners(needs: &Needs, scan: usize) -> Vec<usize> {
     }
 }
 
+/// Whether a table's rows may be appended days after their event.
+fn is_slow(scan: &ScanInfo) -> bool {
+    by_name(&scan.table).is_some_and(|table| table.max_delay > DAY)
+}
+
+/// Scans that must have rows for a result, seen from an optional scan: all others that have rows of a stream.
+fn company(analysis: &Analysis, scan: usize) -> Vec<usize> {
+    match analysis.scans[scan].optional {
+        false => partners(&analysis.needs, scan),
+        true => (0..analysis.scans.len()).filter(|other| *other != scan && !analysis.scans[*other].optional).collect(),
+    }
+}
+
 /// Which scans are probed: their rows are many, or would have to wait for months for a partner that reports late.
 fn probed_scans(analysis: &Analysis) -> Vec<bool> {
-    let slow = |scan: usize| by_name(&analysis.scans[scan].table).is_some_and(|table| table.max_delay > DAY);
     let probed: Vec<bool> = (0..analysis.scans.len())
-        .map(|scan| {
-            let waits = !slow(scan) && partners(&analysis.needs, scan).into_iter().any(slow);
-            analysis.scans[scan].is_stream() && (analysis.scans[scan].is_broad() && !slow(scan) || waits)
+        .map(|number| {
+            let scan = &analysis.scans[number];
+            let waits = !is_slow(scan) && company(analysis, number).into_iter().any(|other| is_slow(&analysis.scans[other]));
+            // Where only presence counts, even broad scans keep few rows.
+            let broad = scan.is_broad() && !(analysis.class == Class::C3 && scan.latest.is_some());
+            scan.is_stream() && (broad && !is_slow(scan) || waits)
         })
         .collect();
     // Something else must be able to say which keys are of interest.
@@ -817,15 +1006,29 @@ fn probed_scans(analysis: &Analysis) -> Vec<bool> {
     probed
 }
 
+/// Class C3: how long past `alert_time` rows on time can raise a result or take it back. Reports that come days late are no part
+/// of it: for them the past is fetched again.
+fn settles_after(analysis: &Analysis) -> Micros {
+    let arrives = |scan: &ScanInfo| scan.ahead + by_name(&scan.table).map_or(0, |table| table.max_delay);
+    let prompt = analysis.scans.iter().filter(|scan| scan.is_stream() && !scan.optional && !is_slow(scan));
+    prompt.map(arrives).max().unwrap_or(0).max(analysis.wait)
+}
+
 /// Until when rows of a scan can still meet a new row on time.
 fn retention_of(analysis: &Analysis, scan: usize, probed: &[bool]) -> Vec<Retention> {
     let own = &analysis.scans[scan];
+    if analysis.class == Class::C3 {
+        let settles = settles_after(analysis);
+        let condense = own.latest.map(|latest| latest - settles);
+        return vec![Retention { stay: own.back + settles, condense, anchor: false }];
+    }
     let others = partners(&analysis.needs, scan);
     std::iter::once(scan)
         .chain(others)
         .filter_map(|number| {
             let other = &analysis.scans[number];
-            Some(Retention { reach: own.back + other.ahead, table: by_name(&other.table)?, anchor: number != scan && !probed[number] })
+            let stay = own.back + other.ahead + by_name(&other.table)?.max_delay;
+            Some(Retention { stay, condense: None, anchor: number != scan && !probed[number] })
         })
         .collect()
 }

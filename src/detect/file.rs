@@ -62,6 +62,8 @@ struct FrontMatter {
     alert_key: Vec<String>,
     dedup: String,
     #[serde(default)]
+    early: bool,
+    #[serde(default)]
     falsepositives: Vec<String>,
     #[serde(default)]
     references: Vec<String>,
@@ -84,6 +86,8 @@ pub struct Detection {
     pub alert_key: Vec<String>,
     /// Width of the buckets of `alert_time` within which findings merge.
     pub dedup: Micros,
+    /// What only the watermark can make sure is told at once, as provisional, and confirmed or taken back later.
+    pub early: bool,
     pub sql: String,
     /// Line of the file on which the SQL starts.
     pub sql_line: usize,
@@ -153,6 +157,7 @@ impl Detection {
             references: head.references,
             alert_key: head.alert_key,
             dedup,
+            early: head.early,
             sql,
             sql_line,
             sections: body.sections,

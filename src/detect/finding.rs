@@ -46,6 +46,17 @@ impl Scalar {
     }
 }
 
+/// How much a finding can still change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing that arrives takes it back; it can only grow.
+    Open,
+    /// Told early: it is confirmed or taken back when append time has come this far.
+    Provisional(Micros),
+    /// The watermark has passed: it stays as it is.
+    Final,
+}
+
 /// One row of a detection's result. The words are never swapped: an alert is a finding with an identity and a life.
 #[derive(Clone, Debug)]
 pub struct Finding {
@@ -59,6 +70,9 @@ pub struct Finding {
     pub columns: Vec<(String, Merge, Scalar)>,
     /// Values of `event_id` and of columns ending in `_event_id`.
     pub evidence: Vec<String>,
+    pub standing: Standing,
+    /// The past that it is measured against reaches back beyond the first row that there is.
+    pub warming: bool,
 }
 
 /// Turns a result into findings.
@@ -98,6 +112,8 @@ pub fn findings_of(detection: &Arc<Detection>, merges: &[(String, Merge)], batch
             level,
             key: detection.alert_key.iter().map(|name| (name.clone(), value(name).unwrap_or(Scalar::Null))).collect(),
             evidence: evidence.collect(),
+            standing: Standing::Open,
+            warming: false,
             columns: columns
                 .iter()
                 .filter(|(name, ..)| !is_key(name) && *name != "alert_time" && *name != "level")

@@ -15,7 +15,7 @@ mod residue;
 
 pub use engine::{Engine, EngineReport};
 pub use file::{Detection, Level, SECTIONS, Status, Test, read_files, read_folder};
-pub use finding::{Finding, Scalar, findings_of, is_event_id};
+pub use finding::{Finding, Scalar, Standing, findings_of, is_event_id};
 pub use lineage::Lineage;
 pub use plan::{Compiled, compile, planner};
 pub use residue::KeyHasher;

@@ -77,14 +77,20 @@ pub struct Store {
     seen: HashSet<u128>,
     next: u64,
     bytes: usize,
+    /// Only presence counts: of old rows that are equal but for their time, the latest stands for all.
+    presence: bool,
+    /// Rows after they were last condensed.
+    condensed: usize,
 }
 
 /// Small chunks are merged once there are this many of them.
 const CHUNKS: usize = 64;
 
 impl Store {
-    pub fn new(table: &'static Table, projection: &[usize], key_column: usize, schema: SchemaRef) -> Self {
+    pub fn new(table: &'static Table, projection: &[usize], key_column: usize, schema: SchemaRef, presence: bool) -> Self {
         Self {
+            presence,
+            condensed: 0,
             table,
             projection: projection.to_vec(),
             key_column,
@@ -105,6 +111,10 @@ impl Store {
         self.key_column
     }
 
+    pub fn is_presence(&self) -> bool {
+        self.presence
+    }
+
     pub fn projection(&self) -> &[usize] {
         &self.projection
     }
@@ -114,12 +124,12 @@ impl Store {
     }
 
     pub fn rows(&self) -> usize {
-        self.seen.len()
+        self.chunks.iter().map(|chunk| chunk.rows.num_rows()).sum()
     }
 
     /// Memory held, roughly (bytes).
     pub fn bytes(&self) -> usize {
-        self.bytes + self.seen.len() * 48
+        self.bytes + self.rows() * 48
     }
 
     /// The number that the next row will get: rows from here on are new to whoever remembers it.
@@ -141,8 +151,9 @@ impl Store {
         let mut keep = arrow::array::BooleanBufferBuilder::new(batch.num_rows());
         for row in 0..batch.num_rows() {
             let new = chosen.value(row) && {
-                let id = hasher.id(ids.value(row));
-                let new = self.seen.insert(id);
+                // Where only presence counts an event may be there twice; what stands for many has no id of its own.
+                let id = if self.presence { 0 } else { hasher.id(ids.value(row)) };
+                let new = self.presence || self.seen.insert(id);
                 if new {
                     fresh.push((row, id));
                 }
@@ -221,6 +232,50 @@ impl Store {
             !ids.is_empty()
         });
         before != self.chunks.len()
+    }
+
+    /// Of the rows up to `horizon` that are equal but for their time, keeps the latest; none from before `oldest`.
+    ///
+    /// # Errors
+    /// Arrow's, never in practice.
+    pub fn condense(&mut self, oldest: Micros, horizon: Micros, hasher: &KeyHasher) -> Result<(), ArrowError> {
+        if self.rows() < 2 * self.condensed + 4096 {
+            return Ok(());
+        }
+        let Some(time) = self.projection.iter().position(|index| *index == system::EVENT_TIME) else { return Ok(()) };
+        let (old, young): (Vec<Chunk>, Vec<Chunk>) = self.chunks.drain(..).partition(|chunk| chunk.latest <= horizon);
+        let rows = concat_batches(&self.schema, old.iter().map(|chunk| &chunk.rows))?;
+        let others: Vec<usize> = (0..rows.num_columns()).filter(|column| *column != time).collect();
+        let fields = others.iter().map(|column| arrow::row::SortField::new(rows.column(*column).data_type().clone())).collect();
+        let columns: Vec<ArrayRef> = others.iter().map(|column| Arc::clone(rows.column(*column))).collect();
+        let terms = arrow::row::RowConverter::new(fields)?.convert_columns(&columns)?;
+        let times = rows.column(time).as_primitive::<TimestampMicrosecondType>();
+        let mut latest: HashMap<&[u8], usize> = HashMap::new();
+        for row in 0..rows.num_rows() {
+            let slot = latest.entry(terms.row(row).data()).or_insert(row);
+            if times.value(row) > times.value(*slot) {
+                *slot = row;
+            }
+        }
+        let mut keep = vec![false; rows.num_rows()];
+        latest.into_values().for_each(|row| keep[row] = times.value(row) >= oldest);
+        let rows = compacted(filter_record_batch(&rows, &BooleanArray::from(keep))?)?;
+        self.by_key.clear();
+        (self.next, self.bytes) = (0, 0);
+        let latest = old.iter().map(|chunk| chunk.latest).max().unwrap_or(0);
+        let whole = std::iter::once((rows, latest)).chain(young.into_iter().map(|chunk| (chunk.rows, chunk.latest)));
+        let Some(key) = self.projection.iter().position(|index| *index == self.key_column) else { return Ok(()) };
+        for (rows, latest) in whole.filter(|(rows, _)| rows.num_rows() > 0) {
+            for (offset, key) in hasher.column(rows.column(key)).into_iter().enumerate() {
+                self.by_key.entry(key).or_default().push(self.next + offset as u64);
+            }
+            let first = self.next;
+            self.next += rows.num_rows() as u64;
+            self.bytes += rows.get_array_memory_size();
+            self.chunks.push_back(Chunk { first, ids: vec![0; rows.num_rows()], rows, latest });
+        }
+        self.condensed = self.rows();
+        Ok(())
     }
 
     /// Merges runs of neighbouring small chunks, so that gathering does not touch hundreds of batches.

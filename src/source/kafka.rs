@@ -26,6 +26,8 @@ pub struct Fetched {
     pub partition: i32,
     pub offset: i64,
     pub append_time: Option<Micros>,
+    /// The broker set the time (LogAppendTime), not the producer: it follows the clock.
+    pub by_broker: bool,
     pub value: Vec<u8>,
 }
 
@@ -286,7 +288,9 @@ fn fetch(consumer: &BaseConsumer<Context>, stop: &AtomicBool, events: &SyncSende
                         Timestamp::CreateTime(millis) | Timestamp::LogAppendTime(millis) if millis > 0 => Some(millis * 1000),
                         _ => None,
                     };
-                    poll.messages.push(Fetched { topic: Arc::clone(topic), partition: message.partition(), offset: message.offset(), append_time, value });
+                    let by_broker = matches!(message.timestamp(), Timestamp::LogAppendTime(_));
+                    let (partition, offset) = (message.partition(), message.offset());
+                    poll.messages.push(Fetched { topic: Arc::clone(topic), partition, offset, append_time, by_broker, value });
                 }
                 Some(Err(error)) => {
                     // The client repeats itself while a broker is away: once in ten seconds is enough to know.

@@ -19,9 +19,6 @@ pub trait History {
 
     /// Whether it still has rows that the engine lets go of.
     fn is_kept(&self) -> bool;
-
-    /// The hour of the latest row of a table, where rows lie by hour of appending.
-    fn latest(&self, table: &'static Table) -> Option<Micros>;
 }
 
 /// A question to the past.
@@ -69,9 +66,5 @@ impl History for Memory {
 
     fn is_kept(&self) -> bool {
         true
-    }
-
-    fn latest(&self, _: &'static Table) -> Option<Micros> {
-        None
     }
 }

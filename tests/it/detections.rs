@@ -59,18 +59,18 @@ fn refusal(sql: &str) -> String {
 }
 
 #[test]
-fn what_could_shrink_or_change_last_month_is_refused() {
-    let counted = "SELECT access_key_id AS credential, identity, append_time, date_bin(INTERVAL '1 hour', event_time) AS alert_time,
-        count(*) OVER (PARTITION BY access_key_id ORDER BY event_time RANGE BETWEEN INTERVAL '1 hour' PRECEDING AND CURRENT ROW) AS n FROM cloudtrail";
+fn what_could_change_last_month_or_has_no_bound_is_refused() {
     let as_of = "u.append_time >= a.valid_from AND u.append_time < a.valid_to";
     for (sql, word) in [
-        (format!("SELECT u.credential, u.alert_time FROM ({counted}) u WHERE NOT EXISTS (SELECT 1 FROM agents a WHERE a.identity = u.identity AND {as_of} AND u.n >= 10)"), "compares a count"),
         (format!("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u JOIN agents a ON a.identity = u.identity AND ({as_of} OR u.read_only)"), "as of the row's arrival"),
         ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u JOIN agents a ON a.identity = u.identity AND u.append_time <= a.valid_from AND u.append_time > a.valid_to".into(), "as of the row's arrival"),
         ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u JOIN agents a ON a.identity = u.identity".into(), "as of the row's arrival"),
-        ("SELECT access_key_id AS credential, date_bin(INTERVAL '1 hour', event_time) AS alert_time FROM cloudtrail GROUP BY 1, 2 HAVING sum(partition) > 5".into(), "class C3"),
-        ("SELECT credential, date_bin(INTERVAL '1 hour', event_time) AS alert_time FROM model_invocations GROUP BY 1, 2 HAVING sum(max_tokens) > 5".into(), "class C3"),
-        ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u WHERE NOT EXISTS (SELECT 1 FROM cloudtrail v WHERE v.access_key_id = u.access_key_id)".into(), "class C3"),
+        ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u WHERE NOT EXISTS (SELECT 1 FROM cloudtrail v WHERE v.access_key_id = u.access_key_id)".into(), "no time bound between alert_time and cloudtrail"),
+        ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u WHERE u.access_key_id NOT IN (SELECT access_key_id FROM cloudtrail v WHERE v.event_time < u.event_time)".into(), "write NOT EXISTS"),
+        ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u WHERE NOT EXISTS (SELECT 1 FROM cloudtrail v WHERE v.access_key_id = u.access_key_id AND v.event_time BETWEEN u.event_time AND u.event_time + INTERVAL '8 days')".into(), "too long to wait for"),
+        ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u WHERE NOT EXISTS (SELECT 1 FROM cloudtrail v WHERE v.identity <> u.identity AND v.event_time BETWEEN u.event_time - INTERVAL '1 day' AND u.event_time)".into(), "no key"),
+        ("SELECT access_key_id AS credential, event_time AS alert_time, lag(event_time) OVER (PARTITION BY access_key_id ORDER BY event_time) AS before FROM cloudtrail".into(), "write NOT EXISTS"),
+        ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u FULL JOIN cloudtrail v ON v.access_key_id = u.access_key_id AND v.event_time = u.event_time".into(), "UNION ALL"),
     ] {
         let refused = refusal(&sql);
         assert!(refused.contains(word), "{word} in `{refused}` of {sql}");
@@ -78,4 +78,25 @@ fn what_could_shrink_or_change_last_month_is_refused() {
     let good =
         format!("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u LEFT JOIN agents a ON a.identity = u.identity AND {as_of}");
     assert_eq!(refusal(&good), "");
+}
+
+#[test]
+fn what_more_rows_could_take_back_waits_and_says_how_long() {
+    let counted = "SELECT access_key_id AS credential, identity, append_time, date_bin(INTERVAL '1 hour', event_time) AS alert_time,
+        count(*) OVER (PARTITION BY access_key_id ORDER BY event_time RANGE BETWEEN INTERVAL '1 hour' PRECEDING AND CURRENT ROW) AS n FROM cloudtrail";
+    let as_of = "u.append_time >= a.valid_from AND u.append_time < a.valid_to";
+    for (sql, minutes) in [
+        (format!("SELECT u.credential, u.alert_time FROM ({counted}) u WHERE NOT EXISTS (SELECT 1 FROM agents a WHERE a.identity = u.identity AND {as_of} AND u.n >= 10)"), 90),
+        ("SELECT access_key_id AS credential, date_bin(INTERVAL '1 hour', event_time) AS alert_time FROM cloudtrail GROUP BY 1, 2 HAVING sum(partition) > 5".into(), 90),
+        ("SELECT credential, date_bin(INTERVAL '1 hour', event_time) AS alert_time FROM model_invocations GROUP BY 1, 2 HAVING sum(max_tokens) > 5".into(), 90),
+        ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u WHERE NOT EXISTS (SELECT 1 FROM cloudtrail v WHERE v.access_key_id = u.access_key_id AND v.event_time BETWEEN u.event_time - INTERVAL '1 day' AND u.event_time - INTERVAL '1 second')".into(), 30),
+        ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u WHERE NOT EXISTS (SELECT 1 FROM cloudtrail v WHERE v.access_key_id = u.access_key_id AND v.event_time BETWEEN u.event_time AND u.event_time + INTERVAL '2 hours')".into(), 150),
+    ] {
+        let mut detection = crate::support::shipped().remove(0);
+        (detection.sql, detection.alert_key) = (sql, vec!["credential".into()]);
+        let engine = keyfuse::detect::Engine::new(&[detection], &keyfuse::secret::Fingerprinter::public(), &keyfuse::dimension::Dimensions::default());
+        let engine = engine.unwrap_or_else(|errors| panic!("{}", errors[0]));
+        let (_, analysis) = engine.detections().next().expect("one");
+        assert_eq!((analysis.class, analysis.wait / keyfuse::clock::MINUTE), (keyfuse::detect::analyse::Class::C3, minutes));
+    }
 }

@@ -16,7 +16,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("dimension", &["table"]),
     ("function", &["credential"]),
     ("generate", &[]),
-    ("metrics", &["decode", "detect", "table"]),
+    ("metrics", &["alert", "decode", "detect", "table"]),
     ("network", &[]),
     ("pipeline", &["alert", "archive", "config", "credential", "decode", "detect", "dimension", "metrics", "network", "sink", "source", "table"]),
     ("query", &["archive", "detect", "dimension", "table"]),

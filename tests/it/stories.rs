@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use keyfuse::alert::{AllowList, alerts_of};
+use keyfuse::alert::{AlertBook, Status};
 use keyfuse::clock::{HOUR, Micros, SECOND, spoken};
 use keyfuse::decode::{Decoder, Message, Settings};
 use keyfuse::detect::Engine;
@@ -47,7 +47,7 @@ fn hear(world: &World) -> Told {
     }
     records.sort_unstable();
     let past = Memory::default();
-    let (mut findings, mut first, mut rejects) = (Vec::new(), None, 0);
+    let (mut book, mut first, mut rejects) = (AlertBook::default(), None, 0);
     let planted: Vec<(String, String)> =
         world.truth.iter().map(|act| (act["detection"].as_str().expect("text").to_owned(), act["subject"].as_str().expect("text").to_owned())).collect();
     let subjects: BTreeSet<&str> = planted.iter().map(|(_, subject)| subject.as_str()).collect();
@@ -71,6 +71,7 @@ fn hear(world: &World) -> Told {
                 past.add(table, &batch);
                 engine.push(table, &batch).expect("pushed");
             }
+            engine.advance(*append_time);
             let found = engine.tick(&past).expect("evaluated");
             assert!(engine.take_problems().is_empty());
             if first.is_none()
@@ -78,12 +79,16 @@ fn hear(world: &World) -> Told {
             {
                 first = Some(*append_time);
             }
-            findings.extend(found);
-            engine.advance(*append_time, &past);
+            book.merge(&found, 0, None);
+            book.settle(*append_time);
+            engine.let_go(&past).expect("let go");
         }
     }
-    let book = alerts_of(&findings, AllowList::default());
-    let alerts: Vec<(String, String)> = book.all().iter().map(|alert| (alert.detection.clone(), alert.document(None).to_string())).collect();
+    engine.advance(Micros::MAX);
+    book.merge(&engine.tick(&past).expect("evaluated"), 0, None);
+    book.settle(Micros::MAX);
+    let settled = book.all().into_iter().filter(|alert| alert.status != Status::Retracted);
+    let alerts: Vec<(String, String)> = settled.map(|alert| (alert.detection.clone(), alert.document(None).to_string())).collect();
     let missed = planted.iter().filter(|(detection, subject)| !alerts.iter().any(|(name, text)| name == detection && text.contains(subject)));
     let about = |text: &str| subjects.iter().any(|subject| text.contains(subject));
     Told {

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use keyfuse::alert::{Alert, AlertBook};
+use keyfuse::alert::{Alert, AlertBook, Status};
 use keyfuse::clock::Micros;
 use keyfuse::config::{Config, Topic};
 use keyfuse::detect::{Detection, read_folder};
@@ -25,8 +25,9 @@ pub fn contents<'a>(alerts: impl IntoIterator<Item = &'a Alert>) -> BTreeMap<Str
     alerts.into_iter().map(|alert| (alert.alert_id.clone(), alert.content())).collect()
 }
 
+/// What is settled of a book: not what was told early, nor what was taken back.
 pub fn of_book(book: &AlertBook) -> BTreeMap<String, serde_json::Value> {
-    contents(book.all())
+    contents(book.all().into_iter().filter(|alert| matches!(alert.status, Status::Open | Status::Final)))
 }
 
 pub fn config(folder: &Path, broker: &str, topics: &[&str]) -> Config {
