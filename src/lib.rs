@@ -21,6 +21,7 @@ pub mod network;
 pub mod pipeline;
 pub mod query;
 pub mod replay;
+pub mod schedule;
 pub mod secret;
 pub mod selftest;
 pub mod shipped;

@@ -7,6 +7,7 @@
 //! of it is in the fsynced alert log. The engine thread hands a flush over after the log is synced; the archive commits
 //! rows and positions atomically; only then the consumer group is told.
 
+mod asking;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -25,15 +26,17 @@ use crate::archive::{Archive, ArchiveHistory, Flushed, Positions};
 use crate::clock::{self, Micros};
 use crate::config::Config;
 use crate::decode::{self, Decoder, Message, read_mappings};
-use crate::detect::{Detection, Engine, read_folder};
-use crate::dimension::Statement;
+use crate::detect::{Detection, Engine, Finding, read_folder};
+use crate::dimension::{Dimensions, Statement};
 use crate::error::{At, Error, Fault, Result};
 use crate::metrics::Metrics;
+use crate::schedule;
 use crate::secret::Fingerprinter;
 use crate::sink::{Delivery, Ndjson, Parcel, Sink};
 use crate::source::broker::Sender as KafkaSender;
 use crate::source::kafka::{Event, Fetched, KafkaSource, Poll, client_config};
 use crate::table::{History, LookBack, Memory, Rows, TABLES, Table, alerts, cloudtrail as system, rejects, statements, words};
+use asking::{Asked, Question};
 use world::{Listener, World};
 
 /// How far back alerts stay in memory and in the alert log after their last finding.
@@ -86,6 +89,8 @@ pub enum Order {
     Reload,
     /// What topics of dimensions newly say.
     State(Vec<Statement>),
+    /// What a detection with a schedule found.
+    Asked(Asked),
     Stop,
 }
 
@@ -116,6 +121,7 @@ impl Service {
         let decided_to = spans.iter().map(|(_, (_, last))| *last).max().unwrap_or(Micros::MIN);
         runtime.block_on(take_statements(&archive, &listener, &mut stated, fresh, decided_to)).map_err(one)?;
         let World { dimensions, networks, allow } = World::read(config, &stated)?;
+        let dimensions = Arc::new(dimensions);
         let mut engine = Engine::new(&detections, &fingerprinter, &dimensions)?.with_residue_budget(config.residue_budget);
         engine.begin(&spans);
         let decoding = decode::Settings {
@@ -170,7 +176,11 @@ impl Service {
             book.restore(alert);
         }
         let health = Arc::new(Health::default());
+        let questions = asking::start(&archive, &fingerprinter, orders.clone()).map_err(one)?;
         let worker = Worker {
+            dimensions,
+            questions,
+            asked: recovered.asked,
             decoders: config.topics.iter().map(|t| (t.name.clone(), Decoder::new(t.format, decoding.clone()))).collect(),
             past: Past {
                 memory: Memory::default(),
@@ -300,6 +310,10 @@ type FlushResult = (Result<Flushed>, Pending, Duration);
 
 struct Worker {
     config: Config,
+    dimensions: Arc<Dimensions>,
+    questions: Sender<Question>,
+    /// Up to which moment each detection with a schedule was asked.
+    asked: HashMap<uuid::Uuid, Micros>,
     listener: Listener,
     /// All that the topics of dimensions have stated.
     stated: Vec<Statement>,
@@ -390,7 +404,7 @@ impl Worker {
 
     fn work(&mut self, events: &Receiver<Event>, orders: &Receiver<Order>) -> Result<()> {
         loop {
-            self.obey(orders);
+            self.obey(orders)?;
             match events.recv_timeout(Duration::from_millis(50)) {
                 Ok(Event::Poll(poll)) => self.poll(poll)?,
                 Ok(Event::Assigned(starts)) => self.assigned(starts)?,
@@ -419,13 +433,13 @@ impl Worker {
                 self.finish_flush(true)?;
                 self.start_flush()?;
                 std::thread::sleep(Duration::from_millis(if self.failed.is_some() { 500 } else { 0 }));
-                self.obey(orders);
+                self.obey(orders)?;
             }
             self.health.last_progress.store(clock::now() as u64, Ordering::Relaxed);
         }
     }
 
-    fn obey(&mut self, orders: &Receiver<Order>) {
+    fn obey(&mut self, orders: &Receiver<Order>) -> Result<()> {
         match orders.try_recv() {
             Ok(Order::Reload) => self.reload(),
             Ok(Order::State(fresh)) => {
@@ -435,11 +449,42 @@ impl Worker {
                     Err(error) => tracing::error!(%error, "statements could not be archived and do not count yet; they will be tried again"),
                 }
             }
+            Ok(Order::Asked(asked)) => self.take_answer(asked)?,
             Ok(Order::Stop) => {
                 self.stopping = true;
                 self.source.stop();
             }
             Err(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Asks the detections with a schedule about the moments that append time, and the archive with it, has passed.
+    fn ask_scheduled(&mut self, archived_to: Option<Micros>) {
+        let Some(archived_to) = archived_to else { return };
+        for detection in self.engine.scheduled() {
+            // One that is new is asked from now on.
+            let after = self.asked.entry(detection.id).or_insert_with(|| archived_to.saturating_sub(detection.schedule.map_or(0, |schedule| schedule.every)));
+            for at in schedule::moments(detection, *after, archived_to, schedule::MAKE_UP) {
+                *after = at;
+                let question = Question { detection: Arc::clone(detection), at, dimensions: Arc::clone(&self.dimensions) };
+                let _ = self.questions.send(question);
+            }
+        }
+    }
+
+    fn take_answer(&mut self, Asked { detection, at, outcome }: Asked) -> Result<()> {
+        match outcome {
+            Ok(findings) => {
+                self.take_findings(&findings, None);
+                self.tell_updates(false)?;
+                self.log.lock().unwrap_or_else(PoisonError::into_inner).asked(detection.id, at)
+            }
+            Err(error) => {
+                self.metrics.detection_errors.with_label_values(&[&detection.name]).inc();
+                tracing::error!(%error, "a scheduled detection failed");
+                Ok(())
+            }
         }
     }
 
@@ -598,12 +643,18 @@ impl Worker {
         if findings.is_empty() {
             return Ok(());
         }
-        for finding in &findings {
+        self.take_findings(&findings, received_at);
+        self.tell_updates(false)
+    }
+
+    /// Merges findings into alerts, which are then to be logged and told.
+    fn take_findings(&mut self, findings: &[Finding], received_at: Option<Micros>) {
+        for finding in findings {
             self.metrics.findings.with_label_values(&[&finding.detection.name]).inc();
         }
         let now = clock::now();
         let allowed_before = self.book.allowed().clone();
-        let changed = self.book.merge(&findings, now, received_at);
+        let changed = self.book.merge(findings, now, received_at);
         for (detection, count) in self.book.allowed() {
             let before = allowed_before.get(detection).copied().unwrap_or(0);
             self.metrics.allowed.with_label_values(&[detection]).inc_by(count - before);
@@ -614,7 +665,6 @@ impl Worker {
             }
         }
         self.unlogged.extend(changed);
-        self.tell_updates(false)
     }
 
     fn observe(&self, alert: &Alert, received_at: Option<Micros>) {
@@ -734,6 +784,7 @@ impl Worker {
                 self.past.flushing.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 self.log.lock().unwrap_or_else(PoisonError::into_inner).archived(&pending.alerts, pending.decided)?;
                 self.source.commit(&pending.positions, false);
+                self.ask_scheduled(pending.decided);
                 self.metrics.archive_commits.inc();
                 self.metrics.archive_rows.inc_by(flushed.rows);
                 self.metrics.archive_bytes.inc_by(flushed.bytes);
@@ -822,6 +873,7 @@ impl Worker {
             self.metrics.know_detections(&names_of(&detections));
             self.detections = detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect();
             self.engine = engine;
+            self.dimensions = Arc::new(world.dimensions);
             self.book.set_allow_list(world.allow);
             self.decoders.values_mut().for_each(|decoder| decoder.set_networks(&world.networks));
             self.decide(None).map_err(|error| vec![error])

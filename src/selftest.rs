@@ -12,11 +12,13 @@ use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
 use serde_json::Value;
 
-use crate::alert::{Alert, AllowList, Status, alerts_of};
+use crate::alert::{Alert, AlertBook, AllowList, Status, alerts_of};
 use crate::clock::{Micros, parse_length, parse_time};
 use crate::detect::{Detection, Engine, Finding, Test};
 use crate::dimension::{self, Dimensions};
 use crate::error::{Error, Result};
+use crate::query;
+use crate::schedule::{self, Past};
 use crate::secret::Fingerprinter;
 use crate::table::{Kind, Memory, Place, Rows, Table, by_name, cloudtrail};
 
@@ -44,6 +46,10 @@ pub fn run(detection: &Detection) -> Result<Vec<Outcome>, Vec<Error>> {
     for test in &detection.tests {
         let started = std::time::Instant::now();
         let failure = match stated(test) {
+            Ok(dimensions) if detection.schedule.is_some() => {
+                Engine::new(std::slice::from_ref(detection), &Fingerprinter::public(), &dimensions)?;
+                check_scheduled(detection, &dimensions, test).err()
+            }
             Ok(dimensions) => check(&mut Engine::new(std::slice::from_ref(detection), &Fingerprinter::public(), &dimensions)?, detection, test).err(),
             Err(message) => Some(message),
         };
@@ -57,23 +63,53 @@ pub fn run(detection: &Detection) -> Result<Vec<Outcome>, Vec<Error>> {
     Ok(outcomes)
 }
 
-fn check(engine: &mut Engine, detection: &Detection, test: &Test) -> Result<(), String> {
-    let mut findings: Vec<Finding> = Vec::new();
-    let past = Memory::default();
-    let (mut number, mut arrived) = (0, Micros::MIN);
+/// The rows of a test, in order of arrival.
+fn rows_of(test: &Test) -> Result<Vec<(usize, &'static Table, RecordBatch)>, String> {
+    let mut all = Vec::new();
     for (table, rows) in test.rows.iter().filter(|(table, _)| dimension::by_name(table).is_none()) {
         let table = by_name(table).filter(|table| table.is_stream()).ok_or_else(|| format!("line {}: no stream named {table}", test.line))?;
         for (line, row) in rows {
-            number += 1;
-            let batch = batch_of(table, row, number).map_err(|message| format!("line {line}: {message}"))?;
-            past.add(table, &batch);
-            arrived = arrived.max(batch.column(cloudtrail::APPEND_TIME).as_primitive::<TimestampMicrosecondType>().value(0));
-            engine.push(table, &batch).map_err(|error| error.to_string())?;
-            engine.advance(arrived);
-            findings.extend(engine.tick(&past).map_err(|error| error.to_string())?);
-            if let Some((_, problem)) = engine.take_problems().into_iter().next() {
-                return Err(format!("line {line}: {problem}"));
-            }
+            let batch = batch_of(table, row, all.len() as i64 + 1).map_err(|message| format!("line {line}: {message}"))?;
+            all.push((*line, table, batch));
+        }
+    }
+    Ok(all)
+}
+
+fn appended(batch: &RecordBatch) -> Micros {
+    batch.column(cloudtrail::APPEND_TIME).as_primitive::<TimestampMicrosecondType>().value(0)
+}
+
+/// Asks at every moment of the schedule, from the first row until the first moment after the last.
+fn check_scheduled(detection: &Detection, dimensions: &Dimensions, test: &Test) -> Result<(), String> {
+    let (past, mut first, mut last) = (Memory::default(), Micros::MAX, Micros::MIN);
+    for (_, table, batch) in rows_of(test)? {
+        (first, last) = (first.min(appended(&batch)), last.max(appended(&batch)));
+        past.add(table, &batch);
+    }
+    let every = detection.schedule.map_or(1, |schedule| schedule.every);
+    let (detection, past) = (Arc::new(detection.clone()), Past::Memory(Arc::new(past)));
+    let moments = if first > last { Vec::new() } else { schedule::moments(&detection, first, last + every, 2_000) };
+    let runtime = query::runtime().map_err(|error| error.to_string())?;
+    let mut findings = Vec::new();
+    for at in moments {
+        let found = runtime.block_on(schedule::ask(&detection, at, &past, dimensions, &Fingerprinter::public()));
+        findings.extend(found.map_err(|error| error.to_string())?);
+    }
+    compare(&alerts_of(&findings, AllowList::default()), &detection, test)
+}
+
+fn check(engine: &mut Engine, detection: &Detection, test: &Test) -> Result<(), String> {
+    let mut findings: Vec<Finding> = Vec::new();
+    let (past, mut arrived) = (Memory::default(), Micros::MIN);
+    for (line, table, batch) in rows_of(test)? {
+        past.add(table, &batch);
+        arrived = arrived.max(appended(&batch));
+        engine.push(table, &batch).map_err(|error| error.to_string())?;
+        engine.advance(arrived);
+        findings.extend(engine.tick(&past).map_err(|error| error.to_string())?);
+        if let Some((_, problem)) = engine.take_problems().into_iter().next() {
+            return Err(format!("line {line}: {problem}"));
         }
     }
     // The test's world goes on after its last row: what waits for time to pass is decided.
@@ -81,6 +117,10 @@ fn check(engine: &mut Engine, detection: &Detection, test: &Test) -> Result<(), 
     findings.extend(engine.tick(&past).map_err(|error| error.to_string())?);
     let mut book = alerts_of(&findings, AllowList::default());
     book.settle(Micros::MAX);
+    compare(&book, detection, test)
+}
+
+fn compare(book: &AlertBook, detection: &Detection, test: &Test) -> Result<(), String> {
     let alerts: Vec<&Alert> = book.all().into_iter().filter(|alert| alert.status != Status::Retracted).collect();
     let shown = |alerts: &[&Alert]| alerts.iter().map(|alert| flat(alert).to_string()).collect::<Vec<_>>().join("\n  ");
     if alerts.len() != test.expect.len() {

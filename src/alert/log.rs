@@ -21,6 +21,7 @@ enum Line {
     Delivered { alert_id: String, revision: u64, sink: String },
     Archived { alert_id: String, revision: u64 },
     Decided { progress: Micros },
+    Asked { detection_id: uuid::Uuid, at: Micros },
 }
 
 /// An open alert log.
@@ -40,6 +41,8 @@ pub struct Recovered {
     pub archived: HashMap<String, u64>,
     /// How far append time had come when the last range was committed: every result up to there is in this log.
     pub progress: Option<Micros>,
+    /// Up to which moment each detection with a schedule was asked.
+    pub asked: HashMap<uuid::Uuid, Micros>,
 }
 
 impl AlertLog {
@@ -64,6 +67,9 @@ impl AlertLog {
         }
         if let Some(progress) = recovered.progress {
             push(&mut lines, &Line::Decided { progress });
+        }
+        for (detection_id, at) in &recovered.asked {
+            push(&mut lines, &Line::Asked { detection_id: *detection_id, at: *at });
         }
         file.write_all(&lines).at(place)?;
         file.sync_all().at(place)?;
@@ -108,6 +114,15 @@ impl AlertLog {
         self.flush()
     }
 
+    /// Notes up to which moment a detection with a schedule was asked; its alerts are in the log.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn asked(&mut self, detection_id: uuid::Uuid, at: Micros) -> Result<()> {
+        push(&mut self.buffer, &Line::Asked { detection_id, at });
+        self.flush()
+    }
+
     fn flush(&mut self) -> Result<()> {
         self.file.write_all(&self.buffer).at(|| format!("writing the alert log {}", self.path.display()))?;
         self.buffer.clear();
@@ -149,6 +164,10 @@ fn read(path: &Path) -> Result<Recovered> {
                 *known = revision.max(*known);
             }
             Ok(Line::Decided { progress }) => recovered.progress = recovered.progress.max(Some(progress)),
+            Ok(Line::Asked { detection_id, at }) => {
+                let known = recovered.asked.entry(detection_id).or_insert(at);
+                *known = at.max(*known);
+            }
             // The end of a line that a crash cut short: its alert was never delivered, and its rows are replayed.
             Err(_) => {}
         }

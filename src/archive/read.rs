@@ -46,6 +46,12 @@ impl ArchiveTable {
         self.files.iter().map(|file| file.rows).sum()
     }
 
+    /// Without the files whose rows were all appended before or after.
+    pub fn appended_between(mut self, from: Micros, to: Micros) -> Self {
+        self.files.retain(|file| file.hour_start().is_none_or(|start| start.saturating_add(HOUR) > from && start < to));
+        self
+    }
+
     /// Append time of the first and the last row, from the statistics of the files; none without rows.
     pub fn span(&self) -> Option<(Micros, Micros)> {
         let bound = |file: &DataFile, which: &str| {

@@ -9,8 +9,12 @@ use keyfuse::alert::{AllowList, alerts_of};
 use keyfuse::archive::{Archive, ArchiveHistory};
 use keyfuse::clock::Micros;
 use keyfuse::clock::parse_time;
-use keyfuse::detect::{Detection, Engine};
+use keyfuse::detect::{Detection, Engine, Finding};
+use keyfuse::dimension::Dimensions;
 use keyfuse::error::Error;
+use keyfuse::schedule::{self, Past};
+use keyfuse::secret::Fingerprinter;
+use keyfuse::table::Table;
 
 use super::terminal::{Style, coloured};
 use super::{Outcome, Rules, runtime};
@@ -66,6 +70,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     if let Some((detection, problem)) = engine.take_problems().into_iter().next() {
         return Err(one(Error::user(format!("{detection}: {problem}"))));
     }
+    findings.extend(scheduled(&engine, &runtime, &history.archive, &spans, (from, to), &dimensions, &args.rules.fingerprinter()?).map_err(one)?);
     findings.retain(|finding| finding.alert_time >= from && finding.alert_time < to);
     let book = alerts_of(&findings, AllowList::of(&dimensions));
     let style = Style { colour: coloured() };
@@ -84,6 +89,31 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     };
     eprintln!("{} alerts, {allowed} findings allowed{undecided}", book.len());
     Ok(if book.is_empty() { Outcome::Clean } else { Outcome::Found })
+}
+
+/// Asks the detections with a schedule about every moment between the bounds for which there are rows.
+fn scheduled(
+    engine: &Engine,
+    runtime: &tokio::runtime::Runtime,
+    archive: &Arc<Archive>,
+    spans: &[(&'static Table, (Micros, Micros))],
+    (from, to): (Micros, Micros),
+    dimensions: &Dimensions,
+    fingerprinter: &Fingerprinter,
+) -> Result<Vec<Finding>, Error> {
+    let (Some(first), Some(last)) = (spans.iter().map(|(_, (first, _))| *first).min(), spans.iter().map(|(_, (_, last))| *last).max()) else {
+        return Ok(Vec::new());
+    };
+    let mut findings = Vec::new();
+    for detection in engine.scheduled() {
+        for at in schedule::moments(detection, first.max(from.saturating_sub(1)), last.min(to), usize::MAX >> 1) {
+            let (asked, past, known, fingerprinter) = (Arc::clone(detection), Past::Archive(Arc::clone(archive)), dimensions.clone(), fingerprinter.clone());
+            // On the runtime's own threads: their stacks are deep enough for any plan.
+            let work = async move { tokio::spawn(async move { schedule::ask(&asked, at, &past, &known, &fingerprinter).await }).await };
+            findings.extend(runtime.block_on(work).map_err(|_| Error::bug("a scheduled detection panicked"))??);
+        }
+    }
+    Ok(findings)
 }
 
 fn chosen(args: &Args) -> Result<Vec<Detection>, Vec<Error>> {

@@ -33,6 +33,8 @@ pub enum Class {
     C2,
     /// What more rows can take back (absence, first-seen, "fewer than"): when the watermark has passed.
     C3,
+    /// What nothing bounds: asked on a schedule, over the archive.
+    C4,
 }
 
 /// How an output column of an alert merges when several findings share one alert.
@@ -240,6 +242,40 @@ pub fn analyse(plan: &LogicalPlan, declared: &Declared<'_>) -> Result<Analysis, 
     };
     // What cannot be decided at once may still be decided when the watermark has passed.
     attempt(false).or_else(|_| attempt(true))
+}
+
+/// What can be said of a detection with a schedule: the tables that it reads and what it returns.
+///
+/// # Errors
+/// What it must return, and does not.
+pub fn analyse_scheduled(plan: &LogicalPlan, declared: &Declared<'_>) -> Result<Analysis, String> {
+    let names: Vec<String> = plan.schema().fields().iter().map(|field| field.name().clone()).collect();
+    for wanted in declared.alert_key.iter().map(String::as_str).chain(["alert_time"]) {
+        if !names.iter().any(|name| name == wanted) {
+            return Err(format!("the query must return `{wanted}` (it returns {})", names.join(", ")));
+        }
+    }
+    let alert_time = plan.schema().fields().iter().find(|field| field.name() == "alert_time");
+    if !alert_time.is_some_and(|field| matches!(field.data_type(), DataType::Timestamp(..))) {
+        return Err("alert_time must be a timestamp: an event_time, a bin of one, or run_at()".into());
+    }
+    let mut tables = table_names(plan);
+    tables.sort_unstable();
+    tables.dedup();
+    let scan = |table: String| ScanInfo { table, projection: Vec::new(), filters: Vec::new(), key: None, back: 0, ahead: 0, optional: true, waits: false, latest: None };
+    let scans: Vec<ScanInfo> = tables.into_iter().map(scan).collect();
+    let streams = (0..scans.len()).filter(|scan| scans[*scan].is_stream()).map(Needs::Scan).collect();
+    Ok(Analysis {
+        thresholds: Vec::new(),
+        class: Class::C4,
+        needs: Needs::Any(streams),
+        columns: names.into_iter().map(|name| if name == "level" { (name, Merge::Level) } else { (name, Merge::First) }).collect(),
+        required: std::collections::BTreeSet::new(),
+        back: 0,
+        ahead: 0,
+        wait: 0,
+        scans,
+    })
 }
 
 /// Longest wait for a watermark: an absence that takes longer to be sure of is a question for a schedule.
@@ -771,7 +807,7 @@ impl Walk {
             wait = wait.max(scan.ahead + delay);
             if scan.ahead + delay > LONGEST_WAIT {
                 return Err(format!(
-                    "what is absent from {} is sure only {} later ({} of window, {} of allowed lateness): too long to wait for; run it on a schedule",
+                    "what is absent from {} is sure only {} later ({} of window, {} of allowed lateness): too long to wait for; ask on a schedule, with `schedule: 1h` and `over: 28d` in the front matter",
                     scan.table,
                     spoken(scan.ahead + delay),
                     spoken(scan.ahead),
@@ -1129,10 +1165,10 @@ impl std::fmt::Display for Analysis {
             if scan.is_dimension() {
                 continue;
             }
-            if self.class > Class::C0 {
+            if self.class > Class::C0 && self.class < Class::C4 {
                 write!(f, " [-{}, +{}]", spoken(scan.back), spoken(scan.ahead))?;
             }
-            if scan.is_broad() {
+            if self.class < Class::C4 && scan.is_broad() {
                 f.write_str(" (broad)")?;
             }
         }

@@ -113,6 +113,8 @@ pub struct Engine {
     passes: Vec<Pass>,
     stores: Vec<StoreEntry>,
     live: Vec<Live>,
+    /// Asked over the archive, not here.
+    scheduled: Vec<(Arc<Detection>, Analysis)>,
     lineage: Lineage,
     links: Links,
     hasher: KeyHasher,
@@ -168,6 +170,7 @@ impl Engine {
             passes,
             stores: Vec::new(),
             live: Vec::new(),
+            scheduled: Vec::new(),
             lineage: Lineage::default(),
             links,
             hasher: KeyHasher::default(),
@@ -194,6 +197,10 @@ impl Engine {
 
     fn register(&mut self, ctx: &SessionContext, compiled: Compiled, dimensions: &Dimensions) -> Result<()> {
         let Compiled { detection, analysis, plan } = compiled;
+        let Some(plan) = plan else {
+            self.scheduled.push((detection, analysis));
+            return Ok(());
+        };
         let number = self.live.len();
         let probed_all = probed_scans(&analysis);
         let settle = settles_after(&analysis);
@@ -391,7 +398,7 @@ impl Engine {
     /// The history cannot be read.
     pub fn restore(&mut self, history: &dyn History, since: Option<Micros>) -> Result<()> {
         if let Some(since) = since {
-            self.live.iter_mut().for_each(|live| live.floor = live.floor.max(since.saturating_sub(live.settles_after)));
+            self.live.iter_mut().filter(|live| live.forgets()).for_each(|live| live.floor = live.floor.max(since.saturating_sub(live.settles_after)));
         }
         let links = history.rows(&LookBack { table: self.links.table, keys: None, filters: &self.links.filters.clone(), since: Micros::MIN, raw: false })?;
         for batch in links {
@@ -453,7 +460,7 @@ impl Engine {
         if self.progress == Micros::MIN {
             return Ok(());
         }
-        for live in self.live.iter_mut().filter(|live| live.analysis.class == Class::C3) {
+        for live in self.live.iter_mut().filter(|live| live.forgets()) {
             live.floor = live.floor.max(self.progress.saturating_sub(live.settles_after));
         }
         for entry in &mut self.stores {
@@ -816,7 +823,12 @@ impl Engine {
 
     /// The detections and what was inferred of them.
     pub fn detections(&self) -> impl Iterator<Item = (&Arc<Detection>, &Analysis)> {
-        self.live.iter().map(|live| (&live.detection, &live.analysis))
+        self.live.iter().map(|live| (&live.detection, &live.analysis)).chain(self.scheduled.iter().map(|(detection, analysis)| (detection, analysis)))
+    }
+
+    /// The detections that are asked over the archive.
+    pub fn scheduled(&self) -> impl Iterator<Item = &Arc<Detection>> {
+        self.scheduled.iter().map(|(detection, _)| detection)
     }
 }
 
@@ -827,6 +839,12 @@ impl Live {
         if scans.any(|(feed, scan)| matches!(feed, Feed::Store { store: fed, .. } if *fed == store) && !scan.optional) {
             self.dirty.extend(keys.iter().copied());
         }
+    }
+
+    /// Class C3: whether what takes results back is kept for a time only, and not fetched again by key whenever it is asked for.
+    fn forgets(&self) -> bool {
+        let kept = |feed: &Feed| !matches!(feed, Feed::Store { probed: true, .. });
+        self.analysis.class == Class::C3 && self.feeds.iter().zip(&self.analysis.scans).any(|(feed, scan)| scan.waits && kept(feed))
     }
 
     /// From when on the past that results are measured against is there whole.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use pulldown_cmark::{CodeBlockKind, Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 use serde::Deserialize;
 
-use crate::clock::{Micros, parse_length};
+use crate::clock::{MINUTE, Micros, parse_length};
 use crate::error::{At, Error, Result};
 
 /// How bad it is. Ordered: the level of an alert is the highest of its findings.
@@ -63,10 +63,19 @@ struct FrontMatter {
     dedup: String,
     #[serde(default)]
     early: bool,
+    schedule: Option<String>,
+    over: Option<String>,
     #[serde(default)]
     falsepositives: Vec<String>,
     #[serde(default)]
     references: Vec<String>,
+}
+
+/// When a detection is asked over the archive, and how far back it sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    pub every: Micros,
+    pub over: Micros,
 }
 
 /// One detection as its file declares it. Everything else is inferred from the plan of its SQL.
@@ -88,6 +97,8 @@ pub struct Detection {
     pub dedup: Micros,
     /// What only the watermark can make sure is told at once, as provisional, and confirmed or taken back later.
     pub early: bool,
+    /// Asked at fixed times over the archive (class C4).
+    pub schedule: Option<Schedule>,
     pub sql: String,
     /// Line of the file on which the SQL starts.
     pub sql_line: usize,
@@ -136,6 +147,14 @@ impl Detection {
         let dedup = parse_length(&head.dedup)
             .filter(|length| *length > 0)
             .ok_or_else(|| fail(1, format!("dedup: `{}` is not a length such as 1h, 30m or 1d", head.dedup)))?;
+        let length = |name: &str, text: &str| {
+            parse_length(text).filter(|length| *length >= MINUTE).ok_or_else(|| fail(1, format!("{name}: `{text}` is not a length of a minute or more, such as 15m, 1h or 28d")))
+        };
+        let schedule = match (&head.schedule, &head.over) {
+            (None, None) => None,
+            (Some(every), Some(over)) => Some(Schedule { every: length("schedule", every)?, over: length("over", over)? }),
+            _ => return Err(fail(1, "schedule and over belong together: how often it is asked, and how far back it sees".into())),
+        };
         let body = Body::read(text).map_err(|(line, message)| fail(line, message))?;
         let (sql_line, sql) = body.sql.ok_or_else(|| fail(1, "no ```sql block".into()))?;
         for section in SECTIONS {
@@ -158,6 +177,7 @@ impl Detection {
             alert_key: head.alert_key,
             dedup,
             early: head.early,
+            schedule,
             sql,
             sql_line,
             sections: body.sections,

@@ -14,7 +14,7 @@ mod plan;
 mod residue;
 
 pub use engine::{Engine, EngineReport};
-pub use file::{Detection, Level, SECTIONS, Status, Test, read_files, read_folder};
+pub use file::{Detection, Level, SECTIONS, Schedule, Status, Test, read_files, read_folder};
 pub use finding::{Finding, Scalar, Standing, findings_of, is_event_id};
 pub use lineage::Lineage;
 pub use plan::{Compiled, compile, planner};

@@ -17,16 +17,20 @@ use super::catalog::{self, Slot, SlotTable};
 use super::file::Detection;
 use crate::error::{Error, Result};
 use crate::secret::Fingerprinter;
-use crate::table::STREAMS;
+use crate::function;
+use crate::table::{STREAMS, rejects};
 
 /// The context in which detections are planned.
 ///
 /// # Errors
 /// A view that does not plan: a bug.
 pub fn planner(fingerprinter: &Fingerprinter) -> Result<SessionContext> {
-    Ok(catalog::context(catalog::session_config(), fingerprinter, |name, schema| {
-        Arc::new(catalog::Declared { schema, is_stream: STREAMS.iter().any(|table| table.name == name) })
-    })?)
+    let declared = |name: &str, schema: SchemaRef| catalog::Declared { schema, is_stream: STREAMS.iter().any(|table| table.name == name) };
+    let ctx = catalog::context(catalog::session_config(), fingerprinter, |name, schema| Arc::new(declared(name, schema)))?;
+    // For detections with a schedule.
+    ctx.register_table(rejects::TABLE.name, Arc::new(declared(rejects::TABLE.name, rejects::TABLE.schema())))?;
+    ctx.register_udf(function::run_at(0));
+    Ok(ctx)
 }
 
 /// A plan that is made once and run many times, each time over the rows put into its slots.
@@ -54,7 +58,8 @@ impl KeptPlan {
 pub struct Compiled {
     pub detection: Arc<Detection>,
     pub analysis: Analysis,
-    pub plan: KeptPlan,
+    /// None for a detection with a schedule: it is planned anew each time.
+    pub plan: Option<KeptPlan>,
 }
 
 /// Plans and analyses one detection.
@@ -79,18 +84,46 @@ pub async fn compile(ctx: &SessionContext, detection: &Arc<Detection>) -> Result
         return Err(refuse("a detection is one SELECT".into()));
     }
     analyse::refuse_volatile(&raw).map_err(refuse)?;
+    let thresholds = analyse::thresholds(&raw).map_err(refuse)?;
+    let declared = analyse::Declared { alert_key: &detection.alert_key };
+    if detection.schedule.is_some() {
+        let analysis = Analysis { thresholds, ..analyse::analyse_scheduled(&raw, &declared).map_err(refuse)? };
+        return Ok(Compiled { detection: Arc::clone(detection), analysis, plan: None });
+    }
+    if let Some(what) = needs_schedule(&raw) {
+        return Err(refuse(format!("{what} only in a detection that is asked over the archive: give it `schedule: 15m` and `over: 1d` in the front matter (class C4)")));
+    }
     let optimised = state.optimize(&raw).map_err(|error| refuse(error.strip_backtrace()))?;
     if has_subquery(&optimised) {
-        return Err(refuse("a scalar subquery over a stream depends on all rows at once (class C4): write a join or EXISTS".into()));
+        return Err(refuse("a scalar subquery over a stream depends on all rows at once (class C4): write a join or EXISTS, or ask on a schedule, with `schedule: 15m` and `over: 1d` in the front matter".into()));
     }
-    let declared = analyse::Declared { alert_key: &detection.alert_key };
-    let thresholds = analyse::thresholds(&raw).map_err(refuse)?;
     let analysis = Analysis { thresholds, ..analyse::analyse(&optimised, &declared).map_err(refuse)? };
     let plan = keep(ctx, optimised).await.map_err(|error| refuse(error.strip_backtrace()))?;
     if plan.slots.len() != analysis.scans.len() {
         return Err(Error::bug(format!("{}: {} scans analysed, {} planned", place(), analysis.scans.len(), plan.slots.len())));
     }
-    Ok(Compiled { detection: Arc::clone(detection), analysis, plan })
+    Ok(Compiled { detection: Arc::clone(detection), analysis, plan: Some(plan) })
+}
+
+/// What a plan uses that has a meaning only at a moment.
+fn needs_schedule(plan: &LogicalPlan) -> Option<&'static str> {
+    let mut found = None;
+    let _ = plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node
+            && scan.table_name.table() == rejects::TABLE.name
+        {
+            found = Some("rejects can be read");
+        }
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                if matches!(expr, Expr::ScalarFunction(call) if call.func.name() == "run_at") {
+                    found = Some("run_at() means something");
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    });
+    found
 }
 
 /// Makes the physical plan with a slot for every scan.

@@ -4,12 +4,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanBuilder, StringBuilder};
-use arrow::datatypes::DataType;
-use datafusion::common::Result;
+use arrow::datatypes::{DataType, TimeUnit};
+use datafusion::common::{Result, ScalarValue};
 use datafusion::error::DataFusionError;
 use datafusion::execution::FunctionRegistry;
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility, create_udf};
 
+use crate::clock::Micros;
 use crate::credential;
 use crate::secret::Fingerprinter;
 
@@ -25,6 +26,7 @@ pub static FUNCTIONS: &[(&str, &str, &str)] = &[
     ),
     ("user_agent_family", "user_agent", "the program behind a user agent, without versions: Boto3, aws-cli, Mozilla, OpenAI/Python, …"),
     ("threshold", "value, name, source", "the value: a number or length that a detection compares with, under its name and with where it comes from"),
+    ("run_at", "", "in detections with a schedule: the moment that they are asked about"),
     ("fingerprint", "secret", "the name that this deployment gives a secret, as found in `credential` columns"),
 ];
 
@@ -47,6 +49,13 @@ pub fn register(registry: &mut dyn FunctionRegistry, fingerprinter: &Fingerprint
     }
     registry.register_udf(Arc::new(ScalarUDF::from(Threshold::default())))?;
     Ok(())
+}
+
+/// `run_at()`: the moment that a detection with a schedule is asked about.
+pub fn run_at(at: Micros) -> ScalarUDF {
+    let kind = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
+    let value = ScalarValue::TimestampMicrosecond(Some(at), Some("UTC".into()));
+    create_udf("run_at", Vec::new(), kind, Volatility::Immutable, Arc::new(move |_: &[ColumnarValue]| Ok(ColumnarValue::Scalar(value.clone()))))
 }
 
 /// Name of [`Threshold`] in SQL.

@@ -10,20 +10,22 @@ use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use datafusion::catalog::{MemTable, Session, TableProvider};
-use datafusion::common::Result as DfResult;
+use datafusion::common::{Result as DfResult, ScalarValue};
 use datafusion::execution::context::{SQLOptions, SessionContext};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::logical_expr::{Expr, TableType};
+use datafusion::logical_expr::{Expr, TableType, col, lit};
 use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::prelude::SessionConfig;
 use futures::StreamExt;
 
 use crate::archive::Archive;
+use crate::clock::Micros;
 use crate::detect::catalog::{LINEAGE, register_tables};
 use crate::detect::{KeyHasher, Lineage};
 use crate::dimension::{Dimensions, Statement};
 use crate::error::{At, Error, Result};
+use crate::function::run_at;
 use crate::secret::Fingerprinter;
 use crate::table::{DIMENSIONS, Memory, TABLES, alerts, rejects, statements};
 
@@ -46,6 +48,13 @@ pub enum Rows<'a> {
     Memory(&'a Memory),
 }
 
+/// A moment that a question is about: rows appended before it, and not longer than `over` before it.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    pub at: Micros,
+    pub over: Micros,
+}
+
 /// A place to ask SQL.
 #[derive(Clone)]
 pub struct Door {
@@ -59,6 +68,14 @@ impl Door {
     /// # Errors
     /// The archive cannot be read.
     pub async fn open(rows: Rows<'_>, dimensions: &Dimensions, fingerprinter: &Fingerprinter, limits: Limits) -> Result<Self> {
+        Self::open_at(rows, None, dimensions, fingerprinter, limits).await
+    }
+
+    /// Opens a door on the rows of streams and rejects that had been appended at a moment.
+    ///
+    /// # Errors
+    /// The archive cannot be read.
+    pub async fn open_at(rows: Rows<'_>, moment: Option<Moment>, dimensions: &Dimensions, fingerprinter: &Fingerprinter, limits: Limits) -> Result<Self> {
         let pool = TrackConsumersPool::new(FairSpillPool::new(limits.memory), std::num::NonZeroUsize::MIN.saturating_add(4));
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).build_arc()?;
         let config = SessionConfig::new().with_information_schema(true).with_target_partitions(std::thread::available_parallelism().map_or(2, |n| n.get()));
@@ -74,11 +91,26 @@ impl Door {
                 Rows::Archive(archive) => {
                     let read = archive.read(table).await?;
                     read.register_store(&ctx);
+                    let read = match moment {
+                        Some(Moment { at, over }) if table.is_stream() => read.appended_between(at.saturating_sub(over), at),
+                        _ => read,
+                    };
                     Arc::new(read)
                 }
                 Rows::Memory(memory) => Arc::new(MemTable::try_new(table.schema(), vec![memory.of(table)])?),
             };
+            let provider = match moment {
+                Some(Moment { at, over }) if table.is_stream() => {
+                    let time = |time: Micros| lit(ScalarValue::TimestampMicrosecond(Some(time), Some("UTC".into())));
+                    let appended = col("append_time");
+                    ctx.read_table(provider)?.filter(appended.clone().gt_eq(time(at.saturating_sub(over))).and(appended.lt(time(at))))?.into_view()
+                }
+                _ => provider,
+            };
             tables.push((table.name, provider));
+        }
+        if let Some(moment) = moment {
+            ctx.register_udf(run_at(moment.at));
         }
         for table in DIMENSIONS {
             tables.push((table.name, Arc::new(MemTable::try_new(table.schema(), vec![vec![dimensions.of(table)]])?)));
