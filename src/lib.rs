@@ -15,6 +15,7 @@ pub mod dimension;
 pub mod error;
 pub mod function;
 pub mod generate;
+pub mod late;
 pub mod limits;
 pub mod metrics;
 pub mod network;

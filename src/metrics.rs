@@ -21,6 +21,8 @@ pub struct Metrics {
     pub held: IntCounterVec,
     pub retracted: IntCounterVec,
     pub undecided: IntGauge,
+    pub late_sweeps: IntCounter,
+    pub late_sweep_failures: IntCounter,
     pub progress: Gauge,
     pub detection_errors: IntCounterVec,
     pub detection_suspended: IntGaugeVec,
@@ -76,6 +78,8 @@ impl Metrics {
             held: counters("keyfuse_alerts_held_total", "New alerts that are archived but not delivered", &["detection", "reason"])?,
             retracted: counters("keyfuse_alerts_retracted_total", "Alerts that were told early and taken back", &["detection"])?,
             undecided: gauge("keyfuse_undecided_keys", "Keys with results that wait for rows which may still come")?,
+            late_sweeps: counter("keyfuse_late_sweeps_total", "Sweeps for what late rows add")?,
+            late_sweep_failures: counter("keyfuse_late_sweep_failures_total", "Sweeps that failed")?,
             progress: register(
                 &registry,
                 Gauge::new("keyfuse_progress_timestamp_seconds", "How far append time has come on all partitions: what is absent up to there is absent")?,

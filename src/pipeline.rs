@@ -29,6 +29,7 @@ use crate::decode::{self, Decoder, Message, read_mappings};
 use crate::detect::{Detection, Engine, Finding, read_folder};
 use crate::dimension::{Dimensions, Statement};
 use crate::error::{At, Error, Fault, Result};
+use crate::late::Window;
 use crate::metrics::Metrics;
 use crate::schedule;
 use crate::secret::Fingerprinter;
@@ -36,7 +37,7 @@ use crate::sink::{Delivery, Ndjson, Parcel, Sink};
 use crate::source::broker::Sender as KafkaSender;
 use crate::source::kafka::{Event, Fetched, KafkaSource, Poll, client_config};
 use crate::table::{History, LookBack, Memory, Rows, TABLES, Table, alerts, cloudtrail as system, rejects, statements, words};
-use asking::{Asked, Question};
+use asking::{Answer, Question, What};
 use world::{Listener, World};
 
 /// How far back alerts stay in memory and in the alert log after their last finding.
@@ -51,6 +52,10 @@ const CLOCK_SKEW: Micros = 2 * clock::MINUTE;
 const IDLE_AFTER: Micros = 30 * clock::SECOND;
 /// Clocks of brokers differ by less than this.
 const BROKER_SKEW: Micros = 5 * clock::SECOND;
+/// How often late rows are swept (append time).
+const SWEEP_EVERY: Micros = 15 * clock::MINUTE;
+/// How long the keys of a late row are swept again, for what arrives after it.
+const SWEEP_AGAIN: Micros = clock::DAY;
 /// How often time goes on without a message.
 const PASS_EVERY: Duration = Duration::from_secs(1);
 /// A flush is due at this size even before its time (bytes in memory).
@@ -89,8 +94,10 @@ pub enum Order {
     Reload,
     /// What topics of dimensions newly say.
     State(Vec<Statement>),
-    /// What a detection with a schedule found.
-    Asked(Asked),
+    /// What the archive answered.
+    Answered(Answer),
+    /// Look for what late rows add, now.
+    Sweep,
     Stop,
 }
 
@@ -192,6 +199,9 @@ impl Service {
             stated,
             decided_to,
             decided: recovered.progress,
+            archived_to: recovered.progress,
+            swept_to: recovered.swept,
+            sweeping: false,
             fingerprinter,
             detections: detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect(),
             engine,
@@ -237,6 +247,11 @@ impl Service {
     /// Reads the detections again; a bad file keeps the old ones running.
     pub fn reload(&self) {
         let _ = self.orders.send(Order::Reload);
+    }
+
+    /// Where to send orders, such as [`Order::Sweep`].
+    pub fn orders(&self) -> Sender<Order> {
+        self.orders.clone()
     }
 
     /// Whether it still works.
@@ -321,6 +336,11 @@ struct Worker {
     decided_to: Micros,
     /// How far append time has come on all partitions: everything that is sure up to there has been decided.
     decided: Option<Micros>,
+    /// How far append time had come at the last commit: every row up to there is in the archive.
+    archived_to: Option<Micros>,
+    /// Up to which append time late rows were swept.
+    swept_to: Option<Micros>,
+    sweeping: bool,
     /// When time last went on without a message.
     passed: Instant,
     fingerprinter: Fingerprinter,
@@ -449,7 +469,8 @@ impl Worker {
                     Err(error) => tracing::error!(%error, "statements could not be archived and do not count yet; they will be tried again"),
                 }
             }
-            Ok(Order::Asked(asked)) => self.take_answer(asked)?,
+            Ok(Order::Answered(answer)) => self.take_answer(answer)?,
+            Ok(Order::Sweep) => self.ask_late(self.archived_to),
             Ok(Order::Stop) => {
                 self.stopping = true;
                 self.source.stop();
@@ -467,25 +488,54 @@ impl Worker {
             let after = self.asked.entry(detection.id).or_insert_with(|| archived_to.saturating_sub(detection.schedule.map_or(0, |schedule| schedule.every)));
             for at in schedule::moments(detection, *after, archived_to, schedule::MAKE_UP) {
                 *after = at;
-                let question = Question { detection: Arc::clone(detection), at, dimensions: Arc::clone(&self.dimensions) };
-                let _ = self.questions.send(question);
+                let what = What::Scheduled(Arc::clone(detection), at);
+                let _ = self.questions.send(Question { what, dimensions: Arc::clone(&self.dimensions) });
             }
         }
     }
 
-    fn take_answer(&mut self, Asked { detection, at, outcome }: Asked) -> Result<()> {
-        match outcome {
-            Ok(findings) => {
+    /// Asks what late rows add, unless that is being asked already.
+    fn ask_late(&mut self, archived_to: Option<Micros>) {
+        let Some(until) = archived_to.filter(|_| !self.sweeping) else { return };
+        let after = self.swept_to.get_or_insert(until).saturating_sub(SWEEP_AGAIN);
+        self.sweeping = true;
+        let detections = self.detections.values().map(|detection| Detection::clone(detection)).collect();
+        let what = What::Late(detections, Window { after, until }, self.book.allow_list().clone());
+        let _ = self.questions.send(Question { what, dimensions: Arc::clone(&self.dimensions) });
+    }
+
+    fn take_answer(&mut self, answer: Answer) -> Result<()> {
+        let outcome = match answer {
+            Answer::Scheduled(detection, at, Ok(findings)) => {
                 self.take_findings(&findings, None);
                 self.tell_updates(false)?;
-                self.log.lock().unwrap_or_else(PoisonError::into_inner).asked(detection.id, at)
+                return self.log.lock().unwrap_or_else(PoisonError::into_inner).asked(detection.id, at);
             }
-            Err(error) => {
+            Answer::Late(Window { until, .. }, Ok(alerts)) => {
+                (self.sweeping, self.swept_to) = (false, Some(until));
+                self.metrics.late_sweeps.inc();
+                let added = self.book.take_late(alerts, clock::now());
+                for alert in added.iter().filter_map(|id| self.book.get(id)).filter(|alert| alert.revision == 0) {
+                    self.observe(alert, None);
+                }
+                self.unlogged.extend(added);
+                self.tell_updates(false)?;
+                return self.log.lock().unwrap_or_else(PoisonError::into_inner).swept(until);
+            }
+            Answer::Scheduled(detection, _, Err(error)) => {
                 self.metrics.detection_errors.with_label_values(&[&detection.name]).inc();
-                tracing::error!(%error, "a scheduled detection failed");
-                Ok(())
+                vec![error]
             }
+            Answer::Late(_, Err(errors)) => {
+                self.sweeping = false;
+                self.metrics.late_sweep_failures.inc();
+                errors
+            }
+        };
+        for error in outcome {
+            tracing::error!(%error, "a question to the archive failed");
         }
+        Ok(())
     }
 
     fn assigned(&mut self, starts: Positions) -> Result<()> {
@@ -784,7 +834,12 @@ impl Worker {
                 self.past.flushing.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 self.log.lock().unwrap_or_else(PoisonError::into_inner).archived(&pending.alerts, pending.decided)?;
                 self.source.commit(&pending.positions, false);
+                self.archived_to = pending.decided;
                 self.ask_scheduled(pending.decided);
+                let due = |swept_to: Micros| pending.decided.is_some_and(|decided| decided - swept_to >= SWEEP_EVERY);
+                if self.swept_to.is_none_or(due) {
+                    self.ask_late(pending.decided);
+                }
                 self.metrics.archive_commits.inc();
                 self.metrics.archive_rows.inc_by(flushed.rows);
                 self.metrics.archive_bytes.inc_by(flushed.bytes);

@@ -22,6 +22,7 @@ enum Line {
     Archived { alert_id: String, revision: u64 },
     Decided { progress: Micros },
     Asked { detection_id: uuid::Uuid, at: Micros },
+    Swept { at: Micros },
 }
 
 /// An open alert log.
@@ -43,6 +44,8 @@ pub struct Recovered {
     pub progress: Option<Micros>,
     /// Up to which moment each detection with a schedule was asked.
     pub asked: HashMap<uuid::Uuid, Micros>,
+    /// Up to which append time late rows were swept.
+    pub swept: Option<Micros>,
 }
 
 impl AlertLog {
@@ -70,6 +73,9 @@ impl AlertLog {
         }
         for (detection_id, at) in &recovered.asked {
             push(&mut lines, &Line::Asked { detection_id: *detection_id, at: *at });
+        }
+        if let Some(at) = recovered.swept {
+            push(&mut lines, &Line::Swept { at });
         }
         file.write_all(&lines).at(place)?;
         file.sync_all().at(place)?;
@@ -123,6 +129,15 @@ impl AlertLog {
         self.flush()
     }
 
+    /// Notes up to which append time late rows were swept; the alerts that they added are in the log.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn swept(&mut self, at: Micros) -> Result<()> {
+        push(&mut self.buffer, &Line::Swept { at });
+        self.flush()
+    }
+
     fn flush(&mut self) -> Result<()> {
         self.file.write_all(&self.buffer).at(|| format!("writing the alert log {}", self.path.display()))?;
         self.buffer.clear();
@@ -168,6 +183,7 @@ fn read(path: &Path) -> Result<Recovered> {
                 let known = recovered.asked.entry(detection_id).or_insert(at);
                 *known = at.max(*known);
             }
+            Ok(Line::Swept { at }) => recovered.swept = recovered.swept.max(Some(at)),
             // The end of a line that a crash cut short: its alert was never delivered, and its rows are replayed.
             Err(_) => {}
         }

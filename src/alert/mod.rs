@@ -83,6 +83,9 @@ pub struct Alert {
     /// Why no sink gets it, if none does.
     #[serde(default)]
     pub held: Option<Held>,
+    /// Only the late sweep saw it: it rests on rows that came too late.
+    #[serde(default)]
+    pub late: bool,
 }
 
 /// Why an alert is archived and counted, but not delivered.
@@ -143,6 +146,7 @@ impl Alert {
                 _ => None,
             },
             held: finding.warming.then_some(Held::Warming),
+            late: false,
         }
     }
 
@@ -150,6 +154,11 @@ impl Alert {
     fn absorb(&mut self, finding: &Finding) -> bool {
         let other = Alert::new(finding);
         let before = (self.content(), self.status, self.held);
+        if self.late {
+            // What rows on time say takes the place of what late ones had to tell.
+            *self = Self { revision: self.revision, decided_at: self.decided_at, caused_at: self.caused_at, ..other };
+            return true;
+        }
         match (self.status, other.status) {
             // What is final says all that there is; what was told early, or taken back, gives way to it.
             (Status::Provisional | Status::Retracted, Status::Final) => {
@@ -227,6 +236,7 @@ impl Alert {
         if let Some(object) = document.as_object_mut() {
             object.insert("revision".into(), self.revision.into());
             object.insert("status".into(), self.status.name().into());
+            object.insert("late".into(), self.late.into());
             object.insert("detection_id".into(), self.detection_id.to_string().into());
             object.insert("title".into(), self.title.clone().into());
             object.insert("decided_at".into(), rfc3339(self.decided_at).into());
@@ -286,6 +296,7 @@ impl Alert {
         rows.time(alerts::DECIDED_AT, Some(self.decided_at));
         rows.text(alerts::STATUS, Some(self.status.name()));
         rows.text(alerts::HELD, self.held.map(Held::name));
+        rows.bool(alerts::LATE, Some(self.late));
         rows.end_row();
     }
 }
@@ -376,6 +387,21 @@ impl AlertBook {
         changed.into_iter().collect()
     }
 
+    /// Takes alerts that the late sweep adds; gives the ids of those that are new or say something else than before.
+    pub fn take_late(&mut self, alerts: Vec<Alert>, now: Micros) -> Vec<String> {
+        let mut changed = Vec::new();
+        for alert in alerts {
+            let known = self.alerts.get(&alert.alert_id);
+            if known.is_some_and(|known| !known.late || known.content() == alert.content()) {
+                continue;
+            }
+            changed.push(alert.alert_id.clone());
+            let revision = known.map_or(0, |known| known.revision);
+            self.alerts.insert(alert.alert_id.clone(), Alert { revision, decided_at: now, late: true, ..alert });
+        }
+        changed
+    }
+
     /// Takes back what was told early and did not become final, although append time has come so far; gives its ids.
     pub fn settle(&mut self, progress: Micros) -> Vec<String> {
         let mut taken_back = Vec::new();
@@ -412,6 +438,10 @@ impl AlertBook {
     /// Findings that the allow-list covered, by detection.
     pub fn allowed(&self) -> &HashMap<String, u64> {
         &self.allowed
+    }
+
+    pub fn allow_list(&self) -> &AllowList {
+        &self.allow
     }
 
     /// Replaces the allow-list; alerts that are already out stay.

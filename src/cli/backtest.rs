@@ -5,13 +5,14 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use keyfuse::alert::{AllowList, alerts_of};
+use keyfuse::alert::{Alert, AllowList, alerts_of};
 use keyfuse::archive::{Archive, ArchiveHistory};
 use keyfuse::clock::Micros;
 use keyfuse::clock::parse_time;
 use keyfuse::detect::{Detection, Engine, Finding};
 use keyfuse::dimension::Dimensions;
 use keyfuse::error::Error;
+use keyfuse::late::{Window, sweep};
 use keyfuse::schedule::{self, Past};
 use keyfuse::secret::Fingerprinter;
 use keyfuse::table::Table;
@@ -36,6 +37,9 @@ pub struct Args {
     to: Option<String>,
     #[command(flatten)]
     rules: Rules,
+    /// Add what late rows give, as the service's sweep does.
+    #[arg(long)]
+    late: bool,
     /// Write alerts as JSON lines.
     #[arg(long)]
     json: bool,
@@ -72,7 +76,14 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     }
     findings.extend(scheduled(&engine, &runtime, &history.archive, &spans, (from, to), &dimensions, &args.rules.fingerprinter()?).map_err(one)?);
     findings.retain(|finding| finding.alert_time >= from && finding.alert_time < to);
-    let book = alerts_of(&findings, AllowList::of(&dimensions));
+    let allow = AllowList::of(&dimensions);
+    let mut book = alerts_of(&findings, allow.clone());
+    if args.late {
+        let everything = Window { after: Micros::MIN, until: Micros::MAX };
+        let added = sweep(&detections, everything, &history, &dimensions, &args.rules.fingerprinter()?, &allow)?;
+        let within = |alert: &Alert| alert.first_time >= from && alert.first_time < to;
+        book.take_late(added.into_iter().filter(within).collect(), keyfuse::clock::now());
+    }
     let style = Style { colour: coloured() };
     let mut out = std::io::stdout().lock();
     for alert in book.all() {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::get;
+use axum::routing::{get, post};
 use keyfuse::clock::parse_time;
 use keyfuse::clock::{self, Micros, SECOND, rfc3339};
 use keyfuse::config::{Config, Topic};
@@ -19,7 +19,7 @@ use keyfuse::detect::Detection;
 use keyfuse::dimension::Files;
 use keyfuse::error::{At, Error};
 use keyfuse::metrics::Metrics;
-use keyfuse::pipeline::{Health, Service, Show};
+use keyfuse::pipeline::{Health, Order, Service, Show};
 use keyfuse::source::broker::{Broker, Sender};
 
 use super::terminal::{Style, coloured};
@@ -59,7 +59,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let address = listener.local_addr().at(|| "the HTTP address".into()).map_err(one)?;
     let (show_in, show) = sync_channel(256);
     let service = Service::start(&config, runtime.handle().clone(), Some(show_in))?;
-    let web = Web { metrics: Arc::clone(&service.metrics), health: Arc::clone(&service.health) };
+    let web = Web { metrics: Arc::clone(&service.metrics), health: Arc::clone(&service.health), orders: service.orders() };
     runtime.spawn(async move { axum::serve(listener, router(web)).await });
 
     let stop = Arc::new(AtomicBool::new(false));
@@ -149,9 +149,14 @@ fn watch(config: &Config, reload: &Arc<AtomicBool>) -> Option<notify::Recommende
 struct Web {
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    orders: std::sync::mpsc::Sender<Order>,
 }
 
 fn router(web: Web) -> Router {
+    let sweep = |State(web): State<Web>| async move {
+        let _ = web.orders.send(Order::Sweep);
+        (StatusCode::ACCEPTED, "late rows are looked at; keyfuse_late_sweeps_total counts when it is done\n")
+    };
     let alive = |State(web): State<Web>| async move {
         let silent = clock::now() - web.health.last_progress.load(Ordering::Relaxed) as Micros;
         match (web.health.ready.load(Ordering::Relaxed) && silent > 60 * SECOND, web.health.trouble()) {
@@ -168,6 +173,7 @@ fn router(web: Web) -> Router {
     };
     Router::new()
         .route("/metrics", get(|State(web): State<Web>| async move { ([("content-type", "text/plain; version=0.0.4")], web.metrics.page()) }))
+        .route("/sweep", post(sweep))
         .route("/healthz", get(alive))
         .route("/readyz", get(ready))
         .with_state(web)

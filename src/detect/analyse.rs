@@ -262,7 +262,17 @@ pub fn analyse_scheduled(plan: &LogicalPlan, declared: &Declared<'_>) -> Result<
     let mut tables = table_names(plan);
     tables.sort_unstable();
     tables.dedup();
-    let scan = |table: String| ScanInfo { table, projection: Vec::new(), filters: Vec::new(), key: None, back: 0, ahead: 0, optional: true, waits: false, latest: None };
+    let scan = |table: String| ScanInfo {
+        table,
+        projection: Vec::new(),
+        filters: Vec::new(),
+        key: None,
+        back: 0,
+        ahead: 0,
+        optional: true,
+        waits: false,
+        latest: None,
+    };
     let scans: Vec<ScanInfo> = tables.into_iter().map(scan).collect();
     let streams = (0..scans.len()).filter(|scan| scans[*scan].is_stream()).map(Needs::Scan).collect();
     Ok(Analysis {

@@ -123,6 +123,8 @@ pub struct Engine {
     residue_budget: usize,
     /// Things that went wrong and are worth telling: detection and message.
     problems: Vec<(String, String)>,
+    /// Late rows take part: only while their keys are swept.
+    with_late: bool,
     /// How far append time has come on all partitions.
     progress: Micros,
     /// Latest append time of any row.
@@ -178,6 +180,7 @@ impl Engine {
             runtime,
             residue_budget: usize::MAX,
             problems: Vec::new(),
+            with_late: false,
             progress: Micros::MIN,
             newest: Micros::MIN,
             begins: HashMap::new(),
@@ -400,16 +403,7 @@ impl Engine {
         if let Some(since) = since {
             self.live.iter_mut().filter(|live| live.forgets()).for_each(|live| live.floor = live.floor.max(since.saturating_sub(live.settles_after)));
         }
-        let links = history.rows(&LookBack { table: self.links.table, keys: None, filters: &self.links.filters.clone(), since: Micros::MIN, raw: false })?;
-        for batch in links {
-            let pass = pass_of(&mut self.passes, self.links.table)?;
-            let mask = pass.filter.over(&batch).rows_of(self.links.scan)?;
-            let late = without_nulls(batch.column(system::LATE).as_boolean());
-            let mask = mask.map_or_else(|| not(&late), |mask| and(&mask, &not(&late)?))?;
-            if let Some(rows) = chosen_rows(&batch, &self.links.projection, Some(&mask))? {
-                self.links.fresh.push(rows);
-            }
-        }
+        self.restore_links(history)?;
         for number in 0..self.stores.len() {
             let entry = &self.stores[number];
             if entry.probed || entry.users.is_empty() {
@@ -426,6 +420,81 @@ impl Engine {
         Ok(())
     }
 
+    fn restore_links(&mut self, history: &dyn History) -> Result<()> {
+        let links = history.rows(&LookBack { table: self.links.table, keys: None, filters: &self.links.filters.clone(), since: Micros::MIN, raw: false })?;
+        for batch in links {
+            let pass = pass_of(&mut self.passes, self.links.table)?;
+            let mask = pass.filter.over(&batch).rows_of(self.links.scan)?;
+            let timely = match self.with_late {
+                true => BooleanArray::from(vec![true; batch.num_rows()]),
+                false => not(&without_nulls(batch.column(system::LATE).as_boolean()))?,
+            };
+            let mask = mask.map_or_else(|| Ok(timely.clone()), |mask| and(&mask, &timely))?;
+            if let Some(rows) = chosen_rows(&batch, &self.links.projection, Some(&mask))? {
+                self.links.fresh.push(rows);
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides the keys that these late rows touch from their whole past, with late rows or without. For an engine of its own,
+    /// which has seen no row before.
+    ///
+    /// # Errors
+    /// The history cannot be read.
+    pub fn decide_touched(&mut self, late: &[(&'static Table, RecordBatch)], history: &dyn History, with_late: bool) -> Result<Vec<Finding>> {
+        self.with_late = with_late;
+        self.restore_links(history)?;
+        self.resolve_links()?;
+        for number in 0..self.live.len() {
+            let (mut keys, mut names, mut first) = (HashSet::new(), Vec::new(), Micros::MAX);
+            let scans: Vec<(usize, usize)> = self.live[number]
+                .feeds
+                .iter()
+                .enumerate()
+                .filter_map(|(scan, feed)| if let Feed::Store { store, .. } = feed { Some((scan, *store)) } else { None })
+                .collect();
+            for (_, store) in &scans {
+                let (table, in_pass, key) = (self.stores[*store].store.table(), self.stores[*store].scan, self.stores[*store].store.key_column());
+                for (_, batch) in late.iter().filter(|(of, _)| std::ptr::eq(*of, table)) {
+                    let mask = pass_of(&mut self.passes, table)?.filter.over(batch).rows_of(in_pass)?;
+                    let Some(rows) = chosen_rows(batch, &[key, system::EVENT_TIME], mask.as_ref())? else { continue };
+                    let touched: HashSet<Key> = self.hasher.column(rows.column(0)).into_iter().collect();
+                    names.extend(texts_of(rows.column(0), &touched, &self.hasher)?);
+                    first = first.min(arrow::compute::min(rows.column(1).as_primitive::<TimestampMicrosecondType>()).unwrap_or(first));
+                    keys.extend(touched);
+                }
+            }
+            let families = self.families(number, &keys);
+            let keys: HashSet<Key> = families.into_iter().flatten().collect();
+            names.extend(self.lineage.names(&keys));
+            names.sort_unstable();
+            names.dedup();
+            let reach = self.live[number].analysis.back.saturating_add(self.live[number].analysis.ahead);
+            for (scan, store) in scans.iter().filter(|_| !keys.is_empty()) {
+                let entry = &self.stores[*store];
+                let Some(key) = key_name(entry.store.table(), self.live[number].analysis.scans[*scan].key.as_deref()) else { continue };
+                let (table, filters) = (entry.store.table(), entry.filters.clone());
+                let raw = needs_raw(table, entry.store.projection(), &filters);
+                let since = first.saturating_sub(reach);
+                let mut rows = history.rows(&LookBack { table, keys: Some((key, &names)), filters: &filters, since, raw })?;
+                if keys.contains(&NULL_KEY) {
+                    let without_key: Vec<Expr> = filters.iter().cloned().chain([datafusion::logical_expr::col(key).is_null()]).collect();
+                    rows.extend(history.rows(&LookBack { table, keys: None, filters: &without_key, since, raw })?);
+                }
+                for batch in rows {
+                    self.fill(*store, &batch, Some(&keys))?;
+                }
+            }
+            self.live[number].loaded.extend(&keys);
+            self.live[number].dirty = keys;
+        }
+        for live in &mut self.live {
+            live.floor = Micros::MIN;
+        }
+        self.tick(history)
+    }
+
     fn fill(&mut self, number: usize, batch: &RecordBatch, only: Option<&HashSet<Key>>) -> Result<()> {
         let entry = &mut self.stores[number];
         let pass = pass_of(&mut self.passes, entry.store.table())?;
@@ -435,7 +504,7 @@ impl Engine {
         let mask: BooleanArray = (0..batch.num_rows())
             .map(|row| {
                 let wanted = only.is_none_or(|only| only.contains(&keys[row]));
-                Some(wanted && !late.value(row) && mask.as_ref().is_none_or(|mask| mask.value(row)))
+                Some(wanted && (self.with_late || !late.value(row)) && mask.as_ref().is_none_or(|mask| mask.value(row)))
             })
             .collect();
         let touched = entry.store.insert(batch, &mask, &keys, &self.hasher)?;

@@ -148,7 +148,9 @@ impl Detection {
             .filter(|length| *length > 0)
             .ok_or_else(|| fail(1, format!("dedup: `{}` is not a length such as 1h, 30m or 1d", head.dedup)))?;
         let length = |name: &str, text: &str| {
-            parse_length(text).filter(|length| *length >= MINUTE).ok_or_else(|| fail(1, format!("{name}: `{text}` is not a length of a minute or more, such as 15m, 1h or 28d")))
+            parse_length(text)
+                .filter(|length| *length >= MINUTE)
+                .ok_or_else(|| fail(1, format!("{name}: `{text}` is not a length of a minute or more, such as 15m, 1h or 28d")))
         };
         let schedule = match (&head.schedule, &head.over) {
             (None, None) => None,

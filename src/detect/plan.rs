@@ -16,8 +16,8 @@ use super::analyse::{self, Analysis};
 use super::catalog::{self, Slot, SlotTable};
 use super::file::Detection;
 use crate::error::{Error, Result};
-use crate::secret::Fingerprinter;
 use crate::function;
+use crate::secret::Fingerprinter;
 use crate::table::{STREAMS, rejects};
 
 /// The context in which detections are planned.
@@ -91,7 +91,9 @@ pub async fn compile(ctx: &SessionContext, detection: &Arc<Detection>) -> Result
         return Ok(Compiled { detection: Arc::clone(detection), analysis, plan: None });
     }
     if let Some(what) = needs_schedule(&raw) {
-        return Err(refuse(format!("{what} only in a detection that is asked over the archive: give it `schedule: 15m` and `over: 1d` in the front matter (class C4)")));
+        return Err(refuse(format!(
+            "{what} only in a detection that is asked over the archive: give it `schedule: 15m` and `over: 1d` in the front matter (class C4)"
+        )));
     }
     let optimised = state.optimize(&raw).map_err(|error| refuse(error.strip_backtrace()))?;
     if has_subquery(&optimised) {

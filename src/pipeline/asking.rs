@@ -1,29 +1,37 @@
-//! Asks detections with a schedule, on a thread of its own: no answer, however slow, holds up what is decided at once.
+//! What is asked of the archive: detections with a schedule, and the late sweep. On a thread of its own: no answer, however slow,
+//! holds up what is decided at once.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::Order;
-use crate::archive::Archive;
+use crate::alert::{Alert, AllowList};
+use crate::archive::{Archive, ArchiveHistory};
 use crate::clock::Micros;
 use crate::detect::{Detection, Finding};
 use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
+use crate::late::{Window, sweep};
 use crate::schedule::{Past, ask};
 use crate::secret::Fingerprinter;
 
-/// One detection, asked about one moment.
+/// Something to ask the archive, with what is known of the own world now.
 pub struct Question {
-    pub detection: Arc<Detection>,
-    pub at: Micros,
+    pub what: What,
     pub dimensions: Arc<Dimensions>,
 }
 
+pub enum What {
+    /// One detection, about one moment.
+    Scheduled(Arc<Detection>, Micros),
+    /// All of them, about late rows.
+    Late(Vec<Detection>, Window, AllowList),
+}
+
 /// What came of it.
-pub struct Asked {
-    pub detection: Arc<Detection>,
-    pub at: Micros,
-    pub outcome: Result<Vec<Finding>>,
+pub enum Answer {
+    Scheduled(Arc<Detection>, Micros, Result<Vec<Finding>>),
+    Late(Window, Result<Vec<Alert>, Vec<Error>>),
 }
 
 /// Starts the thread; it ends when the sender is dropped.
@@ -32,22 +40,29 @@ pub struct Asked {
 /// The thread cannot be started.
 pub fn start(archive: &Arc<Archive>, fingerprinter: &Fingerprinter, answers: Sender<Order>) -> Result<Sender<Question>> {
     let (questions, asked) = channel();
-    let (past, fingerprinter) = (Past::Archive(Arc::clone(archive)), fingerprinter.clone());
     let runtime = crate::query::runtime()?;
+    let (history, fingerprinter) = (ArchiveHistory { archive: Arc::clone(archive), runtime: runtime.handle().clone() }, fingerprinter.clone());
     std::thread::Builder::new()
-        .name("schedule".into())
-        .spawn(move || answer(&asked, &past, &fingerprinter, &runtime, &answers))
-        .map_err(|error| Error::environment("starting the thread of scheduled detections").because(error))?;
+        .name("asking".into())
+        .stack_size(16 << 20)
+        .spawn(move || answer(&asked, &history, &fingerprinter, &runtime, &answers))
+        .map_err(|error| Error::environment("starting the thread that asks the archive").because(error))?;
     Ok(questions)
 }
 
-fn answer(questions: &Receiver<Question>, past: &Past, fingerprinter: &Fingerprinter, runtime: &tokio::runtime::Runtime, answers: &Sender<Order>) {
-    for Question { detection, at, dimensions } in questions {
-        let (asked, past, fingerprinter) = (Arc::clone(&detection), past.clone(), fingerprinter.clone());
-        // On the runtime's own threads: their stacks are deep enough for any plan.
-        let work = async move { tokio::spawn(async move { ask(&asked, at, &past, &dimensions, &fingerprinter).await }).await };
-        let outcome = runtime.block_on(work).unwrap_or_else(|_| Err(Error::bug("a scheduled detection panicked")));
-        if answers.send(Order::Asked(Asked { detection, at, outcome })).is_err() {
+fn answer(questions: &Receiver<Question>, history: &ArchiveHistory, fingerprinter: &Fingerprinter, runtime: &tokio::runtime::Runtime, answers: &Sender<Order>) {
+    for Question { what, dimensions } in questions {
+        let answer = match what {
+            What::Scheduled(detection, at) => {
+                let (asked, past, fingerprinter) = (Arc::clone(&detection), Past::Archive(Arc::clone(&history.archive)), fingerprinter.clone());
+                // On the runtime's own threads: their stacks are deep enough for any plan.
+                let work = async move { tokio::spawn(async move { ask(&asked, at, &past, &dimensions, &fingerprinter).await }).await };
+                let outcome = runtime.block_on(work).unwrap_or_else(|_| Err(Error::bug("a scheduled detection panicked")));
+                Answer::Scheduled(detection, at, outcome)
+            }
+            What::Late(detections, window, allow) => Answer::Late(window, sweep(&detections, window, history, &dimensions, fingerprinter, &allow)),
+        };
+        if answers.send(Order::Answered(answer)).is_err() {
             return;
         }
     }

@@ -305,6 +305,7 @@ table!(alerts, "One row per alert as it stands. `alert_revisions` has the same c
     DECIDED_AT decided_at: Time "When keyfuse decided this revision (wall clock; not part of the equality contract).",
     STATUS status: Word "`open`: more findings may join it; `provisional`: told early, will be final or retracted; `final`; `retracted`.",
     HELD held: Word "Why no sink gets it: `warming` (the past that it is measured against is not there whole yet); absent if they do.",
+    LATE late: Bool "Only the late sweep saw it: it rests on rows that came later than their table allows.",
 });
 
 table!(statements, "One message of a compacted topic that states a dimension, as keyfuse came to know it: what `agents`, `approvals`, `allow_list` and `networks` of a topic are made of, also after Kafka has compacted it away.",

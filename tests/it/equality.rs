@@ -16,6 +16,7 @@ use keyfuse::detect::analyse::Class;
 use keyfuse::detect::catalog::{LINEAGE, register_tables};
 use keyfuse::detect::{Detection, Engine, findings_of};
 use keyfuse::dimension::Dimensions;
+use keyfuse::late::{Window, sweep};
 use keyfuse::secret::Fingerprinter;
 use keyfuse::table::{Kind, Memory, Place, Rows, STREAMS, Table, agents, approvals, cloudtrail as c, exposure_reports as e};
 use rand::rngs::StdRng;
@@ -251,13 +252,13 @@ fn as_timely(batch: &RecordBatch) -> RecordBatch {
     RecordBatch::try_new(batch.schema(), columns).expect("same schema")
 }
 
-/// Plain SQL over all rows: on-time rows for what joins and counts, every row for what one row decides.
-async fn oracle(detections: &[Detection], stream: &[Row]) -> BTreeMap<String, serde_json::Value> {
+/// Plain SQL over all rows: on-time rows for what joins and counts (every row, if asked to), every row for what one row decides.
+async fn oracle(detections: &[Detection], stream: &[Row], with_late: bool) -> BTreeMap<String, serde_json::Value> {
     let engine_side = std::thread::scope(|scope| scope.spawn(|| Engine::new(detections, &Fingerprinter::public(), &known())).join()).expect("no panic");
     let engine_side = std::mem::ManuallyDrop::new(engine_side.unwrap_or_else(|errors| panic!("{}", errors[0])));
     let mut findings = Vec::new();
     for (detection, analysis) in engine_side.detections() {
-        let all_rows = analysis.class == Class::C0;
+        let all_rows = with_late || analysis.class == Class::C0;
         let ctx = world(stream, all_rows).await;
         // What waits for time to pass counts as far as time has passed.
         let sure_to = if analysis.class == Class::C3 { end(stream) - analysis.wait } else { Micros::MAX };
@@ -368,6 +369,15 @@ fn live(detections: &[Detection], stream: &[Row], rng: &mut StdRng, broken: Brok
     settled.map(|alert| (alert.alert_id.clone(), alert.content())).collect()
 }
 
+/// What the late sweep adds, once everything is there.
+fn swept(detections: &[Detection], stream: &[Row]) -> BTreeMap<String, serde_json::Value> {
+    let past = Memory::default();
+    stream.iter().for_each(|row| past.add(row.table, &row.batch));
+    let window = Window { after: Micros::MIN, until: end(stream) };
+    let added = sweep(detections, window, &past, &known(), &Fingerprinter::public(), &AllowList::default());
+    added.unwrap_or_else(|errors| panic!("{}", errors[0])).iter().map(|alert| (alert.alert_id.clone(), alert.content())).collect()
+}
+
 fn stream(rng: &mut StdRng) -> Vec<Row> {
     let mut rows: Vec<Row> = (0..rng.random_range(80..320)).map(|number| row(rng, number)).collect();
     // Delivered twice, some minutes apart.
@@ -385,20 +395,28 @@ fn live_alerts_equal_plain_sql_and_broken_engines_are_caught() {
     let detections = all_detections();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let seeds: u64 = std::env::var("KEYFUSE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
-    let mut alerts = 0;
+    let (mut alerts, mut late_alerts) = (0, 0);
     let mut caught = [0u64; 4];
     for seed in std::env::var("SEED0").ok().and_then(|t| t.parse().ok()).unwrap_or(0)..seeds {
         let mut rng = StdRng::seed_from_u64(seed);
         let stream = stream(&mut rng);
-        let expected = runtime.block_on(oracle(&detections, &stream));
+        let expected = runtime.block_on(oracle(&detections, &stream, false));
         alerts += expected.len();
         let got = live(&detections, &stream, &mut rng, Broken::No);
         assert_same(seed, &expected, &got);
+        let added = swept(&detections, &stream);
+        let mut late = runtime.block_on(oracle(&detections, &stream, true));
+        late.retain(|id, _| !expected.contains_key(id));
+        late_alerts += late.len();
+        assert_same(seed, &late, &added);
         for (broken, caught) in [Broken::LateRuleOff, Broken::WatermarkAhead, Broken::AlertLogOff, Broken::NeverRetracts].into_iter().zip(&mut caught) {
             *caught += u64::from(live(&detections, &stream, &mut rng, broken) != expected);
         }
     }
-    println!("{seeds} streams, {alerts} alerts, all equal; broken engines caught in {caught:?} of {seeds} (late rule, watermark, alert log, retraction)");
+    println!(
+        "{seeds} streams, {alerts} alerts, all equal, and {late_alerts} that late rows add; broken engines caught in {caught:?} of {seeds} (late rule, watermark, alert log, retraction)"
+    );
+    assert!(late_alerts as u64 > seeds, "late rows add alerts");
     assert!(alerts as u64 > seeds * 5, "the streams raise alerts at all");
     assert!(caught.iter().all(|caught| *caught > 0), "a broken engine went unnoticed: {caught:?}");
 }
