@@ -4,6 +4,8 @@ mod backtest;
 mod check;
 mod coverage;
 mod docs;
+mod doctor;
+mod explain;
 mod explain_format;
 mod generate;
 mod learn;
@@ -62,6 +64,10 @@ enum Verb {
     Check(check::Args),
     /// Which framework items the detections serve, and which logs they need and get.
     Coverage(coverage::Args),
+    /// What can be seen with the logs that arrive, what cannot, and what to switch on.
+    Doctor(doctor::Args),
+    /// Why an alert came: every row, clause and moment; or why a detection did not see an event.
+    Explain(explain::Args),
     /// Show what is recognised in log files, which columns it fills, and what is left over.
     ExplainFormat(explain_format::Args),
     /// Propose an inventory of agents from what was seen.
@@ -203,6 +209,8 @@ pub fn main() -> ExitCode {
         Verb::Test(args) => test::run(args),
         Verb::Check(args) => check::run(args),
         Verb::Coverage(args) => coverage::run(args),
+        Verb::Doctor(args) => doctor::run(args),
+        Verb::Explain(args) => explain::run(args),
         Verb::ExplainFormat(args) => explain_format::run(args),
         Verb::Learn(args) => learn::run(args),
         Verb::Generate(args) => generate::run(args),

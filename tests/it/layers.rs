@@ -14,6 +14,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("decode", &["credential", "network", "table"]),
     ("detect", &["dimension", "function", "table"]),
     ("dimension", &["table"]),
+    ("doctor", &["detect", "dimension", "query", "table"]),
+    ("explain", &["detect", "dimension", "table"]),
     ("function", &["credential"]),
     ("generate", &[]),
     ("late", &["alert", "detect", "dimension", "table"]),

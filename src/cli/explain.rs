@@ -1,0 +1,181 @@
+//! `keyfuse explain`: why an alert came, or why one did not.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{DataType, TimestampMicrosecondType};
+use keyfuse::archive::{Archive, ArchiveHistory};
+use keyfuse::clock::{DAY, Micros, rfc3339, spoken};
+use keyfuse::detect::Detection;
+use keyfuse::error::Error;
+use keyfuse::explain::{Clause, Explainer, Seen, clauses};
+use keyfuse::query::{Answer, Door, Limits, Rows};
+
+use super::terminal::{Style, coloured};
+use super::{Outcome, Rules, runtime};
+
+/// Why an alert came: every row, clause and moment that led to it. Or, with --why-not, why a detection said nothing about an event:
+/// which clause failed, with the values.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Id of an alert, or enough of its beginning.
+    #[arg(required_unless_present = "why_not")]
+    alert_id: Option<String>,
+    /// A detection and an event that it did not alert on.
+    #[arg(long, num_args = 2, value_names = ["DETECTION", "EVENT-ID"], conflicts_with = "alert_id")]
+    why_not: Vec<String>,
+    /// Archive to look in: a folder or a URL.
+    #[arg(long, default_value = "keyfuse-data/archive")]
+    archive: String,
+    #[command(flatten)]
+    rules: Rules,
+    /// Option of the object store, as NAME=VALUE.
+    #[arg(long = "storage-option", value_parser = super::replay::option)]
+    storage_options: Vec<(String, String)>,
+}
+
+pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
+    let one = |error: Error| vec![error];
+    super::must_be_archive(&args.archive)?;
+    let (detections, fingerprinter) = (args.rules.detections()?, args.rules.fingerprinter()?);
+    let runtime = runtime()?;
+    let options: HashMap<String, String> = args.storage_options.iter().cloned().collect();
+    let archive = Arc::new(runtime.block_on(Archive::open(&args.archive, &options)).map_err(one)?);
+    let dimensions = args.rules.dimensions_of(&runtime, &archive)?;
+    let history = ArchiveHistory { archive: Arc::clone(&archive), runtime: runtime.handle().clone() };
+    let explainer = Explainer { history: &history, dimensions: &dimensions, fingerprinter: &fingerprinter, runtime: &runtime };
+    let by_name = |name: &str| {
+        detections.iter().find(|detection| detection.name.eq_ignore_ascii_case(name)).ok_or_else(|| one(Error::user(format!("no detection named {name}"))))
+    };
+    let style = Style { colour: coloured() };
+    if let [name, event_id] = &args.why_not[..] {
+        let detection = by_name(name)?;
+        why_not(&style, detection, event_id, &explainer.why_not(detection, event_id).map_err(one)?);
+        return Ok(Outcome::Clean);
+    }
+    let wanted = args.alert_id.unwrap_or_default();
+    if wanted.is_empty() || !wanted.chars().all(|c| c.is_ascii_hexdigit()) {
+        return Err(one(Error::user(format!("`{wanted}` is no alert id: 32 hex digits, or the first of them"))));
+    }
+    let door = runtime.block_on(Door::open(Rows::Archive(&archive), &dimensions, &fingerprinter, Limits::default())).map_err(one)?;
+    let sql = format!(
+        "SELECT alert_id, detection, alert_key, payload, evidence, first_time, status, decided_at, revision FROM alert_revisions WHERE alert_id LIKE '{wanted}%' ORDER BY alert_id, revision"
+    );
+    let work = async move { tokio::spawn(async move { door.ask(&sql).await }).await };
+    let answer = runtime.block_on(work).map_err(|_| one(Error::bug("the query panicked")))?.map_err(one)?;
+    let ids: std::collections::BTreeSet<String> = (0..answer.rows()).map(|row| text(&answer, row, 0)).collect();
+    match ids.len() {
+        1 => {}
+        0 => return Err(one(Error::user(format!("{}: no alert there has an id that begins with {wanted}", args.archive)))),
+        many => return Err(one(Error::user(format!("{many} alerts have an id that begins with {wanted}; give more of it")))),
+    }
+    let detection = by_name(&text(&answer, 0, 1))?;
+    alert(&style, detection, &answer, &explainer).map_err(one)?;
+    Ok(Outcome::Clean)
+}
+
+fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Explainer<'_>) -> Result<(), Error> {
+    let last = answer.rows() - 1;
+    let evidence: Vec<String> = serde_json::from_str(&text(answer, last, 4)).unwrap_or_default();
+    let since = moment(answer, last, 5).map_or(Micros::MIN, |first| first - 2 * DAY);
+    println!("{} {}  {}", style.bold(&detection.name), style.bold(&detection.title), text(answer, last, 2));
+    println!("\n{}", style.bold("What it says"));
+    let payload: std::collections::BTreeMap<String, serde_json::Value> = serde_json::from_str(&text(answer, last, 3)).unwrap_or_default();
+    for (name, value) in payload.iter().filter(|(_, value)| !value.is_null()) {
+        println!("  {name:<20} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+    }
+    if detection.schedule.is_some() {
+        println!("\nAsked over the archive on a schedule; its query is the whole of it:\n\n{}", detection.sql);
+    } else {
+        let (analysis, parts) = explainer.parts(detection, &evidence, since.saturating_sub(analysis_reach()))?;
+        println!(
+            "\n{} (class {:?}, decided {})",
+            style.bold("What it asks"),
+            analysis.class,
+            if analysis.wait > 0 { format!("{} after the alert's time", spoken(analysis.wait)) } else { "when the row arrives".into() }
+        );
+        for clause in clauses(&analysis) {
+            println!("  {clause}");
+        }
+        for threshold in &analysis.thresholds {
+            println!("  {} = {}  {}", threshold.name, threshold.value, style.dim(&threshold.source));
+        }
+        println!("\n{}", style.bold("The rows (evidence; `more` in the alert shows all)"));
+        for part in &parts {
+            println!("  {}  scan {} {} {}  {}", part.event_time, part.scan, part.table, part.event_id, style.dim(&format!("appended {}", part.append_time)));
+            let values: Vec<String> = part.values.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+            println!("      {}", values.join(", "));
+        }
+        if parts.is_empty() {
+            println!("  none of {} is in the archive (any more)", evidence.join(", "));
+        }
+    }
+    println!("\n{}", style.bold("The moments"));
+    println!("  {}  first finding", moment(answer, last, 5).map_or_else(String::new, rfc3339));
+    for row in 0..answer.rows() {
+        println!("  {}  revision {} decided, {}", moment(answer, row, 7).map_or_else(String::new, rfc3339), text(answer, row, 8), text(answer, row, 6));
+    }
+    Ok(())
+}
+
+/// Evidence may lie as far back as the longest memory of any detection.
+fn analysis_reach() -> Micros {
+    400 * DAY
+}
+
+fn why_not(style: &Style, detection: &Detection, event_id: &str, seen: &[Seen]) {
+    println!("{} {} and the event {event_id}", style.bold(&detection.name), detection.title);
+    for seen in seen {
+        println!("\n{}", style.bold(&format!("As scan {}, {}", seen.scan, seen.table)));
+        seen.clauses.iter().for_each(|clause| show(style, clause));
+        if let Some(clause) = seen.clauses.iter().find(|clause| clause.holds != Some(true)) {
+            println!("  so it is not looked at: {}", clause.text);
+            continue;
+        }
+        if let Some((name, value)) = &seen.key {
+            println!("  looked at, under {name} = {value}");
+        }
+        seen.company.iter().for_each(|line| println!("  {line}"));
+        match (seen.returned, seen.in_the_way.is_empty()) {
+            (true, _) => println!("  the query does return something for it: look for the alert, in the allow-list, and for later rows"),
+            (false, false) => {
+                println!("  the query returns nothing; without any one of these it would:");
+                seen.in_the_way.iter().for_each(|clause| show(style, clause));
+            }
+            (false, true) => println!("  the query returns nothing, and no single clause is to blame: a partner is missing, or several clauses fail"),
+        }
+    }
+}
+
+fn show(style: &Style, clause: &Clause) {
+    let mark = match clause.holds {
+        Some(true) => "holds ",
+        Some(false) => "FAILS ",
+        None => "null  ",
+    };
+    let values: Vec<String> = clause.values.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+    println!("    {mark} {}  {}", clause.text, style.dim(&values.join(", ")));
+}
+
+fn text(answer: &Answer, row: usize, column: usize) -> String {
+    cell(answer, row, |batch, row| {
+        let texts = arrow::compute::cast(batch.column(column), &DataType::Utf8).ok()?;
+        texts.is_valid(row).then(|| texts.as_string::<i32>().value(row).to_owned())
+    })
+    .unwrap_or_default()
+}
+
+fn moment(answer: &Answer, row: usize, column: usize) -> Option<Micros> {
+    cell(answer, row, |batch, row| Some(batch.column(column).as_primitive_opt::<TimestampMicrosecondType>()?.value(row)))
+}
+
+fn cell<T>(answer: &Answer, mut row: usize, read: impl Fn(&arrow::record_batch::RecordBatch, usize) -> Option<T>) -> Option<T> {
+    for batch in &answer.batches {
+        if row < batch.num_rows() {
+            return read(batch, row);
+        }
+        row -= batch.num_rows();
+    }
+    None
+}
