@@ -73,6 +73,13 @@ impl Statement {
         rows.finish()
     }
 
+    /// The order in which statements were made; within a millisecond, that of their offsets.
+    pub fn cmp_in_time(&self, other: &Statement) -> std::cmp::Ordering {
+        let offset = |place: &str| place.rsplit_once('@').and_then(|(_, offset)| offset.parse::<i64>().ok());
+        let order = |statement: &Statement| (statement.holds_from, statement.stated_at, offset(&statement.place));
+        order(self).cmp(&order(other)).then_with(|| self.place.cmp(&other.place))
+    }
+
     /// What such rows state, in order of time. A message that two processes read counts from when the first did.
     pub fn of_rows(batches: &[RecordBatch]) -> Vec<Statement> {
         let mut by_place: BTreeMap<String, Statement> = BTreeMap::new();
@@ -96,7 +103,7 @@ impl Statement {
             }
         }
         let mut all: Vec<Statement> = by_place.into_values().collect();
-        all.sort_by(|a, b| (a.holds_from, a.stated_at, &a.place).cmp(&(b.holds_from, b.stated_at, &b.place)));
+        all.sort_by(Statement::cmp_in_time);
         all
     }
 }
@@ -162,7 +169,8 @@ impl Dimensions {
             };
             let until = ends.get(statement.key.as_str()).copied().unwrap_or(FOR_EVER);
             let own = |name: &str| entry.get(name).and_then(Value::as_str).and_then(parse_time);
-            let (from, to) = (own("valid_from").unwrap_or(statement.holds_from), own("valid_to").map_or(until, |to| to.min(until)));
+            let (from, to) =
+                (own("valid_from").map_or(statement.holds_from, |own| own.max(statement.holds_from)), own("valid_to").map_or(until, |to| to.min(until)));
             entry["valid_from"] = rfc3339(from).into();
             // Where an end is asked for, the next statement does not stand in for it.
             if entry.get("valid_to").is_some() || !REQUIRED.iter().any(|(of, needed, _)| std::ptr::eq(*of, table) && needed.contains(&"valid_to")) {

@@ -9,13 +9,14 @@ use std::collections::HashSet;
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::{Expr, col, lit};
 
-use crate::alert::{Alert, AllowList, alerts_of};
+use crate::alert::{Alert, AllowList, Status, alerts_of};
 use crate::clock::Micros;
 use crate::detect::{Detection, Engine};
 use crate::dimension::Dimensions;
 use crate::error::Error;
+use crate::limits;
 use crate::secret::Fingerprinter;
-use crate::table::{History, LookBack, STREAMS};
+use crate::table::{History, LookBack, STREAMS, Span};
 
 /// The rows that a sweep is about: those appended after `after` and up to `until`.
 #[derive(Clone, Copy, Debug)]
@@ -24,40 +25,56 @@ pub struct Window {
     pub until: Micros,
 }
 
-/// Alerts that late rows add.
+/// Alerts that late rows add, and what went wrong on the way: detection and message.
+pub type Swept = (Vec<Alert>, Vec<(String, String)>);
+
+/// What a sweep rests on.
+pub struct Settings<'a> {
+    pub dimensions: &'a Dimensions,
+    pub fingerprinter: &'a Fingerprinter,
+    pub allow: &'a AllowList,
+    /// Memory of kept rows (bytes).
+    pub budget: usize,
+}
+
+/// Decides what late rows add. `spans` say since when there are rows of each stream.
 ///
 /// # Errors
 /// The history cannot be read.
-pub fn sweep(
-    detections: &[Detection],
-    window: Window,
-    history: &dyn History,
-    dimensions: &Dimensions,
-    fingerprinter: &Fingerprinter,
-    allow: &AllowList,
-) -> Result<Vec<Alert>, Vec<Error>> {
+pub fn sweep(detections: &[Detection], window: Window, history: &dyn History, spans: &[Span], settings: &Settings<'_>) -> Result<Swept, Vec<Error>> {
     let one = |error: Error| vec![error];
     let time = |time: Micros| lit(ScalarValue::TimestampMicrosecond(Some(time), Some("UTC".into())));
     let filters: Vec<Expr> = vec![col("late").eq(lit(true)), col("append_time").gt(time(window.after)), col("append_time").lt_eq(time(window.until))];
-    let mut rows = Vec::new();
+    let raw = detections.iter().any(|detection| detection.sql.contains("raw"));
+    let (mut rows, mut count) = (Vec::new(), 0);
     for table in STREAMS {
-        let ask = LookBack { table, keys: None, filters: &filters, since: Micros::MIN, raw: true };
-        rows.extend(history.rows(&ask).map_err(one)?.into_iter().filter(|batch| batch.num_rows() > 0).map(|batch| (*table, batch)));
+        let ask = LookBack { table, keys: None, filters: &filters, since: Micros::MIN, raw };
+        for batch in history.rows(&ask).map_err(one)?.into_iter().filter(|batch| batch.num_rows() > 0) {
+            count += batch.num_rows();
+            rows.push((*table, batch));
+        }
     }
     if rows.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Swept::default());
     }
-    let decide = |with_late: bool| -> Result<_, Vec<Error>> {
-        let mut engine = Engine::new(detections, fingerprinter, dimensions)?;
+    if count > limits::SWEPT_ROWS {
+        // Not a sweep's work any more: everything is late, and a backtest says what that means.
+        let much =
+            format!("{count} late rows are more than {} at a time: ask with `keyfuse backtest --late`, and look at what delivers them", limits::SWEPT_ROWS);
+        return Ok((Vec::new(), vec![("late sweep".into(), much)]));
+    }
+    let mut problems = Vec::new();
+    let mut decide = |with_late: bool| -> Result<_, Vec<Error>> {
+        let mut engine = Engine::new(detections, settings.fingerprinter, settings.dimensions)?.with_residue_budget(settings.budget);
+        engine.begin(spans);
         engine.advance(window.until);
         let findings = engine.decide_touched(&rows, history, with_late).map_err(one)?;
-        if let Some((detection, problem)) = engine.take_problems().into_iter().next() {
-            return Err(one(Error::user(format!("{detection}: {problem}"))));
-        }
-        Ok(alerts_of(&findings, allow.clone()))
+        problems.extend(engine.take_problems());
+        Ok(alerts_of(&findings, settings.allow.clone()))
     };
     let (with, without) = (decide(true)?, decide(false)?);
     let known: HashSet<&str> = without.all().into_iter().map(|alert| alert.alert_id.as_str()).collect();
-    let added = with.all().into_iter().filter(|alert| !known.contains(alert.alert_id.as_str()));
-    Ok(added.cloned().collect())
+    // What is not final yet is looked at again: the keys of a late row are swept for a day.
+    let added = with.all().into_iter().filter(|alert| !known.contains(alert.alert_id.as_str()) && alert.status != Status::Provisional);
+    Ok((added.cloned().collect(), problems))
 }

@@ -36,3 +36,6 @@ pub const SQL_BYTES: usize = 64 << 10;
 pub const SQL_TOKENS: usize = 4_000;
 /// Deepest bracket nesting of one query.
 pub const SQL_NESTING: usize = 48;
+
+/// Late rows that one sweep looks at.
+pub const SWEPT_ROWS: usize = 1_000_000;

@@ -127,7 +127,7 @@ impl Service {
         let spans = runtime.block_on(archive.spans()).map_err(one)?;
         let decided_to = spans.iter().map(|(_, (_, last))| *last).max().unwrap_or(Micros::MIN);
         runtime.block_on(take_statements(&archive, &listener, &mut stated, fresh, decided_to)).map_err(one)?;
-        let World { dimensions, networks, allow } = World::read(config, &stated)?;
+        let World { dimensions, networks, mut allow, allow_in_files } = World::read(config, &stated)?;
         let dimensions = Arc::new(dimensions);
         let mut engine = Engine::new(&detections, &fingerprinter, &dimensions)?.with_residue_budget(config.residue_budget);
         engine.begin(&spans);
@@ -137,7 +137,8 @@ impl Service {
             mappings: read_mappings(&config.mappings).map_err(one)?,
             keep_raw: config.keep_raw,
         };
-        allow.fits(&engine)?;
+        allow_in_files.fits(&engine)?;
+        tell_left_out(allow.keep_fitting(&engine));
         let (log, recovered) = AlertLog::open(&config.data.join("alerts.log")).map_err(one)?;
         let log = Arc::new(Mutex::new(log));
         let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
@@ -188,6 +189,7 @@ impl Service {
             dimensions,
             questions,
             asked: recovered.asked,
+            failed_moments: HashMap::new(),
             decoders: config.topics.iter().map(|t| (t.name.clone(), Decoder::new(t.format, decoding.clone()))).collect(),
             past: Past {
                 memory: Memory::default(),
@@ -281,8 +283,14 @@ async fn take_statements(archive: &Archive, listener: &Listener, stated: &mut Ve
     archive.append(&statements::TABLE, &Statement::rows(&fresh, clock::now())).await?;
     listener.knows(&fresh);
     stated.extend(fresh);
-    stated.sort_by(|a, b| (a.holds_from, a.stated_at, &a.place).cmp(&(b.holds_from, b.stated_at, &b.place)));
+    stated.sort_by(Statement::cmp_in_time);
     Ok(())
+}
+
+fn tell_left_out(problems: Vec<Error>) {
+    for error in problems {
+        tracing::error!(%error, "an allowance that a topic states was left out");
+    }
 }
 
 fn names_of(detections: &[Detection]) -> Vec<(String, String)> {
@@ -329,6 +337,7 @@ struct Worker {
     questions: Sender<Question>,
     /// Up to which moment each detection with a schedule was asked.
     asked: HashMap<uuid::Uuid, Micros>,
+    failed_moments: HashMap<uuid::Uuid, BTreeSet<Micros>>,
     listener: Listener,
     /// All that the topics of dimensions have stated.
     stated: Vec<Statement>,
@@ -432,6 +441,8 @@ impl Worker {
                     self.flush_and_wait()?;
                     self.positions.clear();
                     self.progress.clear();
+                    // Whose partitions these are now decides about their keys.
+                    self.begin_at(self.decided)?;
                     let _ = done.send(());
                 }
                 Ok(Event::Ended(Some(error))) => return Err(error),
@@ -465,7 +476,7 @@ impl Worker {
             Ok(Order::State(fresh)) => {
                 let Self { archive, listener, stated, decided_to, runtime, .. } = self;
                 match runtime.block_on(take_statements(archive, listener, stated, fresh, *decided_to)) {
-                    Ok(()) => self.reload(),
+                    Ok(()) => self.take_world(),
                     Err(error) => tracing::error!(%error, "statements could not be archived and do not count yet; they will be tried again"),
                 }
             }
@@ -480,13 +491,26 @@ impl Worker {
         Ok(())
     }
 
+    /// Every row up to this append time is in the archive: what waits for that is asked.
+    fn has_archived_to(&mut self, archived_to: Option<Micros>) {
+        self.archived_to = archived_to;
+        self.ask_scheduled(archived_to);
+        let due = |swept_to: Micros| archived_to.is_some_and(|to| to - swept_to >= SWEEP_EVERY);
+        if self.swept_to.is_none_or(due) {
+            self.ask_late(archived_to);
+        }
+    }
+
     /// Asks the detections with a schedule about the moments that append time, and the archive with it, has passed.
     fn ask_scheduled(&mut self, archived_to: Option<Micros>) {
         let Some(archived_to) = archived_to else { return };
         for detection in self.engine.scheduled() {
             // One that is new is asked from now on.
             let after = self.asked.entry(detection.id).or_insert_with(|| archived_to.saturating_sub(detection.schedule.map_or(0, |schedule| schedule.every)));
-            for at in schedule::moments(detection, *after, archived_to, schedule::MAKE_UP) {
+            let moments = schedule::moments(detection, *after, archived_to, schedule::MAKE_UP);
+            // What failed is asked again when the next moment has come.
+            let failed = if moments.is_empty() { None } else { self.failed_moments.remove(&detection.id) };
+            for at in failed.into_iter().flatten().chain(moments) {
                 *after = at;
                 let what = What::Scheduled(Arc::clone(detection), at);
                 let _ = self.questions.send(Question { what, dimensions: Arc::clone(&self.dimensions) });
@@ -500,7 +524,7 @@ impl Worker {
         let after = self.swept_to.get_or_insert(until).saturating_sub(SWEEP_AGAIN);
         self.sweeping = true;
         let detections = self.detections.values().map(|detection| Detection::clone(detection)).collect();
-        let what = What::Late(detections, Window { after, until }, self.book.allow_list().clone());
+        let what = What::Late(detections, Window { after, until }, self.book.allow_list().clone(), self.config.residue_budget);
         let _ = self.questions.send(Question { what, dimensions: Arc::clone(&self.dimensions) });
     }
 
@@ -508,10 +532,14 @@ impl Worker {
         let outcome = match answer {
             Answer::Scheduled(detection, at, Ok(findings)) => {
                 self.take_findings(&findings, None);
-                self.tell_updates(false)?;
+                // The log says that it was asked only after it says what came of it.
+                self.tell_updates(true)?;
                 return self.log.lock().unwrap_or_else(PoisonError::into_inner).asked(detection.id, at);
             }
-            Answer::Late(Window { until, .. }, Ok(alerts)) => {
+            Answer::Late(Window { until, .. }, Ok((alerts, problems))) => {
+                for (detection, problem) in problems {
+                    tracing::error!(detection, problem, "left out of the late sweep");
+                }
                 (self.sweeping, self.swept_to) = (false, Some(until));
                 self.metrics.late_sweeps.inc();
                 let added = self.book.take_late(alerts, clock::now());
@@ -519,10 +547,11 @@ impl Worker {
                     self.observe(alert, None);
                 }
                 self.unlogged.extend(added);
-                self.tell_updates(false)?;
+                self.tell_updates(true)?;
                 return self.log.lock().unwrap_or_else(PoisonError::into_inner).swept(until);
             }
-            Answer::Scheduled(detection, _, Err(error)) => {
+            Answer::Scheduled(detection, at, Err(error)) => {
+                self.failed_moments.entry(detection.id).or_default().insert(at);
                 self.metrics.detection_errors.with_label_values(&[&detection.name]).inc();
                 vec![error]
             }
@@ -549,12 +578,9 @@ impl Worker {
         }
         // Whoever had these partitions before may have archived rows that still join; what is here already is not taken twice.
         let started = Instant::now();
-        // Whose results up to when are known? One's own log says it; of another owner's rows only that a day is enough.
-        let a_day_ago = self.decided_to.saturating_sub(clock::DAY);
-        let since = self.decided.map_or(a_day_ago, |decided| if self.progress.is_empty() { decided } else { decided.min(a_day_ago) });
-        if let Some(decided) = self.decided {
-            self.engine.advance(decided);
-        }
+        // Up to where one's own log says that everything was decided; where it says nothing, a day is enough.
+        let since = self.decided.unwrap_or_else(|| self.decided_to.saturating_sub(clock::DAY));
+        self.engine.advance(self.decided.unwrap_or(Micros::MIN));
         self.engine.restore(&self.past, Some(since))?;
         self.decide(None)?;
         tracing::info!(rows = self.engine.residue_rows(), seconds = started.elapsed().as_secs_f32(), "residue rebuilt from the archive");
@@ -564,7 +590,36 @@ impl Worker {
         Ok(())
     }
 
+    /// A partition that is first heard and lies behind what has been decided (a new topic with a backlog, one taken over from
+    /// another owner) needs time to go on from there: the engine begins anew from what the archive holds of then.
+    fn rewind_for(&mut self, poll: &Poll) -> Result<()> {
+        let unheard = |message: &&Fetched| {
+            let place = (message.topic.to_string(), message.partition);
+            self.progress.get(&place).is_some_and(|progress| progress.append_time.is_none()) && self.positions.contains_key(&place)
+        };
+        let first = poll.messages.iter().filter(unheard).filter_map(|message| message.append_time).min();
+        match first.filter(|first| *first < self.engine.progress()) {
+            Some(first) => self.begin_at(Some(first)),
+            None => Ok(()),
+        }
+    }
+
+    /// A fresh engine with the same detections, as it would stand had append time come so far.
+    fn begin_at(&mut self, since: Option<Micros>) -> Result<()> {
+        let detections: Vec<Detection> = self.detections.values().map(|detection| Detection::clone(detection)).collect();
+        let engine = Engine::new(&detections, &self.fingerprinter, &self.dimensions);
+        let engine = engine.map_err(|errors| errors.into_iter().next().unwrap_or_else(|| Error::bug("no engine")))?;
+        let mut engine = engine.with_residue_budget(self.config.residue_budget);
+        engine.begins_as(&self.engine);
+        engine.advance(since.unwrap_or(Micros::MIN));
+        engine.restore(&self.past, since)?;
+        tracing::info!(since = since.map(clock::rfc3339), "time goes on from where the slowest partition stands");
+        (self.engine, self.decided) = (engine, since);
+        Ok(())
+    }
+
     fn poll(&mut self, poll: Poll) -> Result<()> {
+        self.rewind_for(&poll)?;
         for Fetched { topic, partition, offset, append_time, by_broker, value } in &poll.messages {
             let place = (topic.to_string(), *partition);
             // A poll that was under way when its partition was taken away: whoever owns it now reads these again.
@@ -609,7 +664,7 @@ impl Worker {
         }
         self.decide(received_at)?;
         if let Some(progress) = progress {
-            self.unlogged.extend(self.book.settle(progress));
+            self.unlogged.extend(self.book.settle(progress, &self.engine.unsure()));
             self.decided = self.decided.max(Some(progress));
             self.metrics.progress.set(progress as f64 / 1e6);
             self.metrics.undecided.set(self.engine.undecided() as i64);
@@ -787,7 +842,12 @@ impl Worker {
             Some(pending) => pending,
             None => match self.new_flush() {
                 Some(pending) => pending,
-                None => return Ok(()),
+                None => {
+                    // Nothing is left to archive: what has been decided is there.
+                    self.log.lock().unwrap_or_else(PoisonError::into_inner).archived(&[], self.decided)?;
+                    self.has_archived_to(self.decided);
+                    return Ok(());
+                }
             },
         };
         let (done, result) = sync_channel(1);
@@ -834,12 +894,7 @@ impl Worker {
                 self.past.flushing.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 self.log.lock().unwrap_or_else(PoisonError::into_inner).archived(&pending.alerts, pending.decided)?;
                 self.source.commit(&pending.positions, false);
-                self.archived_to = pending.decided;
-                self.ask_scheduled(pending.decided);
-                let due = |swept_to: Micros| pending.decided.is_some_and(|decided| decided - swept_to >= SWEEP_EVERY);
-                if self.swept_to.is_none_or(due) {
-                    self.ask_late(pending.decided);
-                }
+                self.has_archived_to(pending.decided);
                 self.metrics.archive_commits.inc();
                 self.metrics.archive_rows.inc_by(flushed.rows);
                 self.metrics.archive_bytes.inc_by(flushed.bytes);
@@ -915,22 +970,45 @@ impl Worker {
         }
     }
 
+    /// What topics newly state counts from now on: nothing that was decided is decided again.
+    fn take_world(&mut self) {
+        let taken = World::read(&self.config, &self.stated).and_then(|mut world| {
+            tell_left_out(world.allow.keep_fitting(&self.engine));
+            self.engine.set_dimensions(&world.dimensions).map_err(|error| vec![error])?;
+            self.settle_in(world);
+            Ok(())
+        });
+        match taken {
+            Ok(()) => self.metrics.reloads.inc(),
+            Err(errors) => {
+                self.metrics.reload_failures.inc();
+                errors.iter().for_each(|error| tracing::error!(%error, "what topics state could not be taken up"));
+            }
+        }
+    }
+
+    fn settle_in(&mut self, world: World) {
+        self.dimensions = Arc::new(world.dimensions);
+        self.book.set_allow_list(world.allow);
+        self.decoders.values_mut().for_each(|decoder| decoder.set_networks(&world.networks));
+    }
+
     fn reload(&mut self) {
         let outcome = read_folder(&self.config.detections).and_then(|detections| {
-            let world = World::read(&self.config, &self.stated)?;
+            let mut world = World::read(&self.config, &self.stated)?;
             let engine = Engine::new(&detections, &self.fingerprinter, &world.dimensions)?.with_residue_budget(self.config.residue_budget);
-            world.allow.fits(&engine)?;
+            world.allow_in_files.fits(&engine)?;
+            tell_left_out(world.allow.keep_fitting(&engine));
             Ok((detections, engine, world))
         });
         let loaded = outcome.and_then(|(detections, mut engine, world)| {
-            engine.take_time_from(&self.engine);
+            engine.begins_as(&self.engine);
+            engine.advance(self.engine.progress());
             engine.restore(&self.past, self.decided.or(Some(self.decided_to.saturating_sub(clock::DAY)))).map_err(|error| vec![error])?;
             self.metrics.know_detections(&names_of(&detections));
             self.detections = detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect();
             self.engine = engine;
-            self.dimensions = Arc::new(world.dimensions);
-            self.book.set_allow_list(world.allow);
-            self.decoders.values_mut().for_each(|decoder| decoder.set_networks(&world.networks));
+            self.settle_in(world);
             self.decide(None).map_err(|error| vec![error])
         });
         match loaded {

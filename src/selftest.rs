@@ -116,7 +116,7 @@ fn check(engine: &mut Engine, detection: &Detection, test: &Test) -> Result<(), 
     engine.advance(Micros::MAX);
     findings.extend(engine.tick(&past).map_err(|error| error.to_string())?);
     let mut book = alerts_of(&findings, AllowList::default());
-    book.settle(Micros::MAX);
+    book.settle(Micros::MAX, &Default::default());
     compare(&book, detection, test)
 }
 

@@ -67,20 +67,15 @@ impl AllowList {
     /// # Errors
     /// Each such entry, with what there is instead.
     pub fn fits(&self, engine: &Engine) -> std::result::Result<(), Vec<Error>> {
-        let wrong = |entry: &AllowEntry| {
-            let of_name = |name: &str| entry.detection == "*" || entry.detection == name;
-            let mut known = engine.detections().filter(|(detection, _)| of_name(&detection.name)).peekable();
-            if known.peek().is_none() {
-                return Some(Error::user(format!("allow-list: no detection is named `{}`", entry.detection)));
-            }
-            let fixed = |(_, merge): &&(String, Merge)| *merge == Merge::First;
-            let columns: BTreeSet<String> = known.flat_map(|(_, analysis)| analysis.columns.iter().filter(fixed).map(|(name, _)| name.clone())).collect();
-            let list = || columns.iter().cloned().collect::<Vec<_>>().join(", ");
-            (!columns.contains(&entry.column))
-                .then(|| Error::user(format!("allow-list: {} has no fixed column `{}`; it has {}", entry.detection, entry.column, list())))
-        };
-        let problems: Vec<Error> = self.entries.iter().filter_map(wrong).collect();
+        let problems: Vec<Error> = self.entries.iter().filter_map(|entry| entry.trouble(engine)).collect();
         if problems.is_empty() { Ok(()) } else { Err(problems) }
+    }
+
+    /// Leaves out entries that could never hold; gives what is wrong with them.
+    pub fn keep_fitting(&mut self, engine: &Engine) -> Vec<Error> {
+        let problems = self.entries.iter().filter_map(|entry| entry.trouble(engine)).collect();
+        self.entries.retain(|entry| entry.trouble(engine).is_none());
+        problems
     }
 
     pub fn entries(&self) -> &[AllowEntry] {
@@ -96,6 +91,20 @@ fn finding_column(finding: &Finding, name: &str) -> Option<String> {
 }
 
 impl AllowEntry {
+    /// Why it could never hold.
+    fn trouble(&self, engine: &Engine) -> Option<Error> {
+        let of_name = |name: &str| self.detection == "*" || self.detection == name;
+        let mut known = engine.detections().filter(|(detection, _)| of_name(&detection.name)).peekable();
+        if known.peek().is_none() {
+            return Some(Error::user(format!("allow-list: no detection is named `{}`", self.detection)));
+        }
+        let fixed = |(_, merge): &&(String, Merge)| *merge == Merge::First;
+        let columns: BTreeSet<String> = known.flat_map(|(_, analysis)| analysis.columns.iter().filter(fixed).map(|(name, _)| name.clone())).collect();
+        let list = || columns.iter().cloned().collect::<Vec<_>>().join(", ");
+        (!columns.contains(&self.column))
+            .then(|| Error::user(format!("allow-list: {} has no fixed column `{}`; it has {}", self.detection, self.column, list())))
+    }
+
     fn matches(&self, text: &str) -> bool {
         if self.column.contains("ip") && in_network(&self.value, text) == Some(true) {
             return true;

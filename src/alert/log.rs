@@ -178,7 +178,8 @@ fn read(path: &Path) -> Result<Recovered> {
                 let known = recovered.archived.entry(alert_id).or_default();
                 *known = revision.max(*known);
             }
-            Ok(Line::Decided { progress }) => recovered.progress = recovered.progress.max(Some(progress)),
+            // The last word counts: time goes back where a partition with a backlog joins.
+            Ok(Line::Decided { progress }) => recovered.progress = Some(progress),
             Ok(Line::Asked { detection_id, at }) => {
                 let known = recovered.asked.entry(detection_id).or_insert(at);
                 *known = at.max(*known);

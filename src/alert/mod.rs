@@ -403,11 +403,12 @@ impl AlertBook {
     }
 
     /// Takes back what was told early and did not become final, although append time has come so far; gives its ids.
-    pub fn settle(&mut self, progress: Micros) -> Vec<String> {
+    /// Alerts of detections that are `unsure` stay as they are: nobody has looked whether they still hold.
+    pub fn settle(&mut self, progress: Micros, unsure: &hashbrown::HashSet<&str>) -> Vec<String> {
         let mut taken_back = Vec::new();
         self.provisional.retain(|id| {
             let Some(alert) = self.alerts.get_mut(id).filter(|alert| alert.status == Status::Provisional) else { return false };
-            if alert.settles_at.is_some_and(|at| at >= progress) {
+            if alert.settles_at.is_some_and(|at| at >= progress) || unsure.contains(alert.detection.as_str()) {
                 return true;
             }
             alert.status = Status::Retracted;

@@ -187,7 +187,7 @@ impl CommitLog for DeltaLog {
                 rows: file.num_records().unwrap_or(0) as u64,
                 date: partition.get("dt").cloned().flatten().unwrap_or_default(),
                 hour: partition.get("h").cloned().flatten().and_then(|h| h.parse().ok()).unwrap_or(0),
-                stats: String::new(),
+                stats: file.stats().unwrap_or_default(),
             }
         });
         Ok(files.collect())

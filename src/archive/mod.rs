@@ -19,7 +19,7 @@ use url::Url;
 
 use crate::clock::{HOUR, Micros, parse_time};
 use crate::error::{At, Error, Result};
-use crate::table::{STREAMS, TABLES, Table, rejects};
+use crate::table::{STREAMS, Span, TABLES, Table, rejects};
 
 pub use delta::DeltaLog;
 pub use read::{ArchiveHistory, ArchiveTable};
@@ -196,7 +196,7 @@ impl Archive {
     ///
     /// # Errors
     /// The archive cannot be read.
-    pub async fn spans(&self) -> Result<Vec<(&'static Table, (Micros, Micros))>> {
+    pub async fn spans(&self) -> Result<Vec<Span>> {
         let mut spans = Vec::new();
         for table in STREAMS {
             spans.extend(self.read(table).await?.span().map(|span| (*table, span)));

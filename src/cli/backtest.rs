@@ -12,10 +12,10 @@ use keyfuse::clock::parse_time;
 use keyfuse::detect::{Detection, Engine, Finding};
 use keyfuse::dimension::Dimensions;
 use keyfuse::error::Error;
-use keyfuse::late::{Window, sweep};
+use keyfuse::late::{Settings, Window, sweep};
 use keyfuse::schedule::{self, Past};
 use keyfuse::secret::Fingerprinter;
-use keyfuse::table::Table;
+use keyfuse::table::Span;
 
 use super::terminal::{Style, coloured};
 use super::{Outcome, Rules, runtime};
@@ -80,7 +80,11 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let mut book = alerts_of(&findings, allow.clone());
     if args.late {
         let everything = Window { after: Micros::MIN, until: Micros::MAX };
-        let added = sweep(&detections, everything, &history, &dimensions, &args.rules.fingerprinter()?, &allow)?;
+        let settings = Settings { dimensions: &dimensions, fingerprinter: &args.rules.fingerprinter()?, allow: &allow, budget: 4 << 30 };
+        let (added, problems) = sweep(&detections, everything, &history, &spans, &settings)?;
+        for (detection, problem) in problems {
+            eprintln!("keyfuse: {detection}: {problem}");
+        }
         let within = |alert: &Alert| alert.first_time >= from && alert.first_time < to;
         book.take_late(added.into_iter().filter(within).collect(), keyfuse::clock::now());
     }
@@ -107,7 +111,7 @@ fn scheduled(
     engine: &Engine,
     runtime: &tokio::runtime::Runtime,
     archive: &Arc<Archive>,
-    spans: &[(&'static Table, (Micros, Micros))],
+    spans: &[Span],
     (from, to): (Micros, Micros),
     dimensions: &Dimensions,
     fingerprinter: &Fingerprinter,

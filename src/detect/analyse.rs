@@ -65,6 +65,8 @@ pub struct ScanInfo {
     pub optional: bool,
     /// A row of it can take a result back: the result waits for its watermark.
     pub waits: bool,
+    /// A row of it can do nothing else: it never makes a result.
+    pub silent: bool,
     /// Only whether a row is there counts, and of rows that are equal but for their time and lie at least this far before (below
     /// zero) or after `alert_time`, the latest stands for all.
     pub latest: Option<Micros>,
@@ -271,6 +273,7 @@ pub fn analyse_scheduled(plan: &LogicalPlan, declared: &Declared<'_>) -> Result<
         ahead: 0,
         optional: true,
         waits: false,
+        silent: false,
         latest: None,
     };
     let scans: Vec<ScanInfo> = tables.into_iter().map(scan).collect();
@@ -440,6 +443,7 @@ impl Walk {
             ahead: 0,
             optional: false,
             waits: false,
+            silent: false,
             latest: None,
         };
         let (lineage, fixed) = (info.is_lineage(), info.is_dimension());
@@ -502,8 +506,10 @@ impl Walk {
         if with_dimension && equates {
             self.required.extend(table_names(if right.fixed { &join.right } else { &join.left }));
         }
+        let other_side = if dispensable.start == start { &join.left } else { &join.right };
+        let silent = matches!(join.join_type, JoinType::LeftAnti | JoinType::RightAnti) && only_adds(other_side);
         for scan in dispensable.clone() {
-            (self.scans[scan].optional, self.scans[scan].waits) = (true, true);
+            (self.scans[scan].optional, self.scans[scan].waits, self.scans[scan].silent) = (true, true, silent);
         }
         let before = self.bounds.len();
         let mut pairs = Vec::new();
@@ -603,6 +609,12 @@ impl Walk {
         self.keyed.push((cols.iter().filter_map(|col| col.key).collect(), "GROUP BY".into()));
         self.at_least(if aggregate.aggr_expr.is_empty() { Class::C1 } else { Class::C2 });
         for expr in &aggregate.aggr_expr {
+            if let Some(name) = aggregate_name(expr).filter(|name| !ORDER_FREE.contains(name)) {
+                return Err(format!(
+                    "{name}() depends on the order of rows, which is not the same live and in a backtest; there are {}",
+                    ORDER_FREE.join(", ")
+                ));
+            }
             cols.push(Col { change: aggregate_change(expr, schema, &input.cols), natural: natural_aggregate(expr, schema, &input.cols), ..OPAQUE });
         }
         Ok(Rel { cols, ..input })
@@ -633,7 +645,7 @@ impl Walk {
             let change = match name.as_str() {
                 "count" | "max" | "bool_or" => Change::Rises,
                 "min" => Change::Falls,
-                "sum" | "avg" | "first_value" | "last_value" if self.patient => Change::AnyWay,
+                "sum" | "avg" | "bool_and" if self.patient => Change::AnyWay,
                 _ if self.patient => {
                     return Err(format!("{name}() over a window has no bound in time: write NOT EXISTS with an interval for what came before or after"));
                 }
@@ -889,6 +901,29 @@ impl Walk {
         }
         d
     }
+}
+
+/// Aggregates whose value does not depend on the order of rows.
+const ORDER_FREE: [&str; 10] = ["count", "sum", "avg", "min", "max", "bool_and", "bool_or", "approx_distinct", "median", "percentile_cont"];
+
+fn aggregate_name(expr: &Expr) -> Option<&str> {
+    match expr {
+        Expr::Alias(alias) => aggregate_name(&alias.expr),
+        Expr::AggregateFunction(AggregateFunction { func, .. }) => Some(func.name()),
+        _ => None,
+    }
+}
+
+/// Whether more rows of its scans can only give more rows.
+fn only_adds(plan: &LogicalPlan) -> bool {
+    let monotone = match plan {
+        LogicalPlan::TableScan(_) | LogicalPlan::Projection(_) | LogicalPlan::Filter(_) | LogicalPlan::SubqueryAlias(_) | LogicalPlan::Union(_) => true,
+        LogicalPlan::Distinct(Distinct::All(_)) => true,
+        LogicalPlan::Join(join) => matches!(join.join_type, JoinType::Inner | JoinType::LeftSemi | JoinType::RightSemi),
+        LogicalPlan::Aggregate(aggregate) => aggregate.aggr_expr.is_empty(),
+        _ => false,
+    };
+    monotone && plan.inputs().into_iter().all(only_adds)
 }
 
 /// Whether a plan gives the rows of one scan as they are.

@@ -26,7 +26,7 @@ use crate::clock::{DAY, HOUR, Micros};
 use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
 use crate::secret::Fingerprinter;
-use crate::table::{History, LookBack, STREAMS, Table, by_name, cloudtrail as system};
+use crate::table::{History, LookBack, STREAMS, Span, Table, by_name, cloudtrail as system};
 
 /// How long rows of a probed scan stay in memory where an archive can give them again.
 const PROBED_STAY: Micros = 6 * HOUR;
@@ -67,6 +67,8 @@ struct Live {
     /// Class C3: after this long past its `alert_time`, no row on time can raise or change a result.
     settles_after: Micros,
     suspended: Option<String>,
+    /// A run has failed: what it would have found nobody knows.
+    failed: bool,
     runs: u64,
     findings: u64,
     busy: std::time::Duration,
@@ -270,6 +272,7 @@ impl Engine {
             floor: Micros::MIN,
             settles_after: settle,
             suspended: None,
+            failed: false,
             runs: 0,
             findings: 0,
             busy: std::time::Duration::ZERO,
@@ -401,7 +404,7 @@ impl Engine {
     /// The history cannot be read.
     pub fn restore(&mut self, history: &dyn History, since: Option<Micros>) -> Result<()> {
         if let Some(since) = since {
-            self.live.iter_mut().filter(|live| live.forgets()).for_each(|live| live.floor = live.floor.max(since.saturating_sub(live.settles_after)));
+            self.live.iter_mut().for_each(|live| live.floor = live.floor.max(since.saturating_sub(live.settles_after)));
         }
         self.restore_links(history)?;
         for number in 0..self.stores.len() {
@@ -415,6 +418,11 @@ impl Engine {
             let batches = history.rows(&LookBack { table: entry.store.table(), keys: None, filters: &entry.filters.clone(), since, raw })?;
             for batch in batches {
                 self.fill(number, &batch, None)?;
+                let entry = &mut self.stores[number];
+                if entry.store.is_presence() {
+                    let condense = entry.retention.iter().filter_map(|r| r.condense).min().unwrap_or(0);
+                    entry.store.condense(since, since.saturating_add(reach).saturating_add(condense), &self.hasher)?;
+                }
             }
         }
         Ok(())
@@ -446,6 +454,7 @@ impl Engine {
         self.with_late = with_late;
         self.restore_links(history)?;
         self.resolve_links()?;
+        let mut touched_by = Vec::new();
         for number in 0..self.live.len() {
             let (mut keys, mut names, mut first) = (HashSet::new(), Vec::new(), Micros::MAX);
             let scans: Vec<(usize, usize)> = self.live[number]
@@ -487,10 +496,11 @@ impl Engine {
                 }
             }
             self.live[number].loaded.extend(&keys);
-            self.live[number].dirty = keys;
+            touched_by.push(keys);
         }
-        for live in &mut self.live {
-            live.floor = Micros::MIN;
+        // Only now: stores are shared, and what was fetched for one detection is not the whole of another's keys.
+        for (live, keys) in self.live.iter_mut().zip(touched_by) {
+            (live.dirty, live.floor) = (keys, Micros::MIN);
         }
         self.tick(history)
     }
@@ -529,7 +539,7 @@ impl Engine {
         if self.progress == Micros::MIN {
             return Ok(());
         }
-        for live in self.live.iter_mut().filter(|live| live.forgets()) {
+        for live in self.live.iter_mut().filter(|live| live.analysis.class == Class::C3) {
             live.floor = live.floor.max(self.progress.saturating_sub(live.settles_after));
         }
         for entry in &mut self.stores {
@@ -550,9 +560,34 @@ impl Engine {
 
     /// Says since when there are rows of each stream; of the others the first row that comes is the first. What is measured
     /// against an older past is called warming.
-    pub fn begin(&mut self, spans: &[(&'static Table, (Micros, Micros))]) {
+    pub fn begin(&mut self, spans: &[Span]) {
         self.knows_beginnings = true;
         self.begins.extend(spans.iter().map(|(table, (first, _))| (table.name, *first)));
+    }
+
+    /// Detections that are switched off or have failed: that they say no more of an alert means nothing.
+    pub fn unsure(&self) -> HashSet<&str> {
+        self.live.iter().filter(|live| live.failed || live.suspended.is_some()).map(|live| live.detection.name.as_str()).collect()
+    }
+
+    /// Takes what is now known of the own world. Rows that came before it held are not judged by it, so nothing is decided again.
+    ///
+    /// # Errors
+    /// Arrow's, never in practice.
+    pub fn set_dimensions(&mut self, dimensions: &Dimensions) -> Result<()> {
+        for live in &mut self.live {
+            for (feed, scan) in live.feeds.iter_mut().zip(&live.analysis.scans) {
+                if let (Feed::Dimension(rows), Some(table)) = (feed, by_name(&scan.table)) {
+                    *rows = dimensions.of(table).project(&scan.projection)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How far append time has come on all partitions, as it was last told.
+    pub fn progress(&self) -> Micros {
+        self.progress
     }
 
     /// The latest append time of any row.
@@ -560,12 +595,10 @@ impl Engine {
         self.newest
     }
 
-    /// Takes over how far time has come, and where the past begins, from the engine that this one replaces.
-    pub fn take_time_from(&mut self, other: &Engine) {
+    /// Takes over where the past begins from the engine that this one replaces.
+    pub fn begins_as(&mut self, other: &Engine) {
         self.begins.clone_from(&other.begins);
-        self.newest = other.newest;
         self.knows_beginnings = other.knows_beginnings;
-        self.advance(other.progress);
     }
 
     /// Results of class C3 that wait for append time to pass: keys with at least one.
@@ -595,7 +628,7 @@ impl Engine {
         let dirty = std::mem::take(&mut self.live[number].dirty);
         let whole = std::mem::take(&mut self.live[number].whole);
         let families = self.families(number, &dirty);
-        self.load(number, &families, history)?;
+        let loaded = self.load(number, &families, history)?;
         let live = &self.live[number];
         let mut keys: HashSet<Key> = HashSet::new();
         for family in &families {
@@ -614,11 +647,16 @@ impl Engine {
                     .collect(),
                 false => vec![vec![0; live.feeds.len()]],
             };
-            for from in starts {
-                self.run_apart_if_it_fails(number, &keys, &from)?;
-            }
             if live_class == Class::C3 {
-                self.settle(number, &families, &keys)?;
+                let (fresh, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| loaded.contains(*key));
+                for (keys, just_loaded) in [(fresh, true), (others, false)].into_iter().filter(|(keys, _)| !keys.is_empty()) {
+                    self.run_apart_if_it_fails(number, &keys, &starts[0])?;
+                    self.settle(number, &keys, just_loaded);
+                }
+            } else {
+                for from in starts {
+                    self.run_apart_if_it_fails(number, &keys, &from)?;
+                }
             }
         }
         let live = &mut self.live[number];
@@ -642,54 +680,16 @@ impl Engine {
         Ok(())
     }
 
-    /// Class C3: of the results that a run has just added, hands on those that are final (or asked for early), and sees to it that
-    /// the keys of the others are looked at when they will be.
-    fn settle(&mut self, number: usize, families: &[HashSet<Key>], keys: &HashSet<Key>) -> Result<()> {
-        let Some(first_open) = self.sort_out(number, true) else { return Ok(()) };
-        let mut groups: Vec<Vec<&HashSet<Key>>> = vec![families.iter().filter(|family| family.iter().any(|key| keys.contains(key))).collect()];
-        // Whose results they were a result does not say: halve until each group has none or is one family.
-        while let Some(group) = groups.pop() {
-            if let [family] = group[..] {
-                let all: Vec<u64> = vec![0; self.live[number].feeds.len()];
-                let opens = match families.len() {
-                    1 => Some(first_open),
-                    _ => {
-                        self.run(number, family, &all, true)?;
-                        self.sort_out(number, false)
-                    }
-                };
-                if let Some(at) = opens {
-                    self.live[number].timers.entry(at).or_default().extend(family.iter().copied());
-                }
-                continue;
-            }
-            let (one, other) = group.split_at(group.len() / 2);
-            for half in [one, other] {
-                let keys: HashSet<Key> = half.iter().flat_map(|family| family.iter().copied()).collect();
-                let all: Vec<u64> = vec![0; self.live[number].feeds.len()];
-                self.run_apart_if_it_fails(number, &keys, &all)?;
-                if self.sort_out(number, false).is_some() {
-                    groups.push(half.to_vec());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes what the last runs of a detection of class C3 found out of `ready`; puts back what may be told, if it is to be told.
-    /// Gives when the first of the others will be final.
-    fn sort_out(&mut self, number: usize, tell: bool) -> Option<Micros> {
-        let live = &self.live[number];
-        let mut first_open: Option<Micros> = None;
+    /// Class C3: of the results that a run has just added for these keys, leaves those that may be told, and sees to it that the
+    /// keys are looked at again when the others are final. What lies before the floor counts only if the past was `just_loaded`.
+    fn settle(&mut self, number: usize, keys: &HashSet<Key>, just_loaded: bool) {
+        let live = &mut self.live[number];
+        let is_new = |finding: &Finding| finding.standing == Standing::Open && Arc::ptr_eq(&finding.detection, &live.detection);
+        let found = self.ready.split_off(self.ready.iter().position(is_new).unwrap_or(self.ready.len()));
         let begins = live.begins(&self.begins);
-        let found = self.ready.split_off(
-            self.ready
-                .iter()
-                .position(|finding| finding.standing == Standing::Open && Arc::ptr_eq(&finding.detection, &live.detection))
-                .unwrap_or(self.ready.len()),
-        );
+        let mut look_again: Option<Micros> = None;
         for mut finding in found {
-            if finding.alert_time < live.floor {
+            if finding.alert_time < live.floor && !just_loaded {
                 continue;
             }
             let final_at = finding.alert_time.saturating_add(live.analysis.wait);
@@ -698,15 +698,17 @@ impl Engine {
             let is_early = live.detection.early && finding.alert_time <= self.newest.max(self.progress);
             if !is_final {
                 let next = if live.detection.early && !is_early { finding.alert_time } else { final_at };
-                first_open = Some(first_open.map_or(next, |known| known.min(next)));
+                look_again = Some(look_again.map_or(next, |known| known.min(next)));
             }
             finding.standing = if is_final { Standing::Final } else { Standing::Provisional(final_at) };
             finding.warming = begins.is_some_and(|begins| finding.alert_time < begins);
-            if tell && (is_final || is_early) {
+            if is_final || is_early {
                 self.ready.push(finding);
             }
         }
-        first_open
+        if let Some(at) = look_again {
+            live.timers.entry(at).or_default().extend(keys);
+        }
     }
 
     /// The key groups that must be evaluated together.
@@ -735,22 +737,22 @@ impl Engine {
         }
     }
 
-    /// Fetches the past of families that have just become interesting into the probed stores.
-    fn load(&mut self, number: usize, families: &[HashSet<Key>], history: &dyn History) -> Result<()> {
+    /// Fetches the past of families that have just become interesting into the probed stores; gives their keys.
+    fn load(&mut self, number: usize, families: &[HashSet<Key>], history: &dyn History) -> Result<HashSet<Key>> {
         let live = &self.live[number];
         if !live.feeds.iter().any(|feed| matches!(feed, Feed::Store { probed: true, .. })) {
-            return Ok(());
+            return Ok(HashSet::new());
         }
         let mut wanted: HashSet<Key> = HashSet::new();
         for family in families {
             if live.analysis.needs.met(&|scan| self.has_rows(&live.feeds[scan], family, true)) {
                 // A new row of an anchor may reach further back than what is still in memory.
-                let again = live.stale && (live.analysis.class == Class::C3 || self.has_fresh_anchor(live, family));
+                let again = live.stale && self.has_fresh_anchor(live, family);
                 wanted.extend(family.iter().filter(|key| **key != NULL_KEY && (again || !live.loaded.contains(*key))));
             }
         }
         if wanted.is_empty() {
-            return Ok(());
+            return Ok(wanted);
         }
         let mut names = self.lineage.names(&wanted);
         for (scan, feed) in live.feeds.iter().enumerate() {
@@ -781,7 +783,7 @@ impl Engine {
                 self.fill(store, &batch, Some(&wanted))?;
             }
         }
-        Ok(())
+        Ok(wanted)
     }
 
     fn has_fresh_anchor(&self, live: &Live, family: &HashSet<Key>) -> bool {
@@ -902,18 +904,12 @@ impl Engine {
 }
 
 impl Live {
-    /// Notes keys that got a row in a store. Rows of optional scans raise nothing: they only take results back, in time.
+    /// Notes keys that got a row in a store. Some rows raise nothing: they only take results back, in time.
     fn touch(&mut self, store: usize, keys: &[Key]) {
         let mut scans = self.feeds.iter().zip(&self.analysis.scans);
-        if scans.any(|(feed, scan)| matches!(feed, Feed::Store { store: fed, .. } if *fed == store) && !scan.optional) {
+        if scans.any(|(feed, scan)| matches!(feed, Feed::Store { store: fed, .. } if *fed == store) && !scan.silent) {
             self.dirty.extend(keys.iter().copied());
         }
-    }
-
-    /// Class C3: whether what takes results back is kept for a time only, and not fetched again by key whenever it is asked for.
-    fn forgets(&self) -> bool {
-        let kept = |feed: &Feed| !matches!(feed, Feed::Store { probed: true, .. });
-        self.analysis.class == Class::C3 && self.feeds.iter().zip(&self.analysis.scans).any(|(feed, scan)| scan.waits && kept(feed))
     }
 
     /// From when on the past that results are measured against is there whole.
@@ -961,7 +957,10 @@ impl Live {
                 ready.extend(found.into_iter().flatten());
                 self.findings += (ready.len() - before) as u64;
             }
-            Err(error) => problems.push((self.detection.name.clone(), error)),
+            Err(error) => {
+                self.failed = true;
+                problems.push((self.detection.name.clone(), error));
+            }
         }
         self.busy += started.elapsed();
     }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::Order;
-use crate::alert::{Alert, AllowList};
+use crate::alert::AllowList;
 use crate::archive::{Archive, ArchiveHistory};
 use crate::clock::Micros;
 use crate::detect::{Detection, Finding};
 use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
-use crate::late::{Window, sweep};
+use crate::late::{Settings, Swept, Window, sweep};
 use crate::schedule::{Past, ask};
 use crate::secret::Fingerprinter;
 
@@ -24,14 +24,14 @@ pub struct Question {
 pub enum What {
     /// One detection, about one moment.
     Scheduled(Arc<Detection>, Micros),
-    /// All of them, about late rows.
-    Late(Vec<Detection>, Window, AllowList),
+    /// All of them, about late rows; with a bound for the memory of kept rows (bytes).
+    Late(Vec<Detection>, Window, AllowList, usize),
 }
 
 /// What came of it.
 pub enum Answer {
     Scheduled(Arc<Detection>, Micros, Result<Vec<Finding>>),
-    Late(Window, Result<Vec<Alert>, Vec<Error>>),
+    Late(Window, Result<Swept, Vec<Error>>),
 }
 
 /// Starts the thread; it ends when the sender is dropped.
@@ -60,7 +60,11 @@ fn answer(questions: &Receiver<Question>, history: &ArchiveHistory, fingerprinte
                 let outcome = runtime.block_on(work).unwrap_or_else(|_| Err(Error::bug("a scheduled detection panicked")));
                 Answer::Scheduled(detection, at, outcome)
             }
-            What::Late(detections, window, allow) => Answer::Late(window, sweep(&detections, window, history, &dimensions, fingerprinter, &allow)),
+            What::Late(detections, window, allow, budget) => {
+                let spans = runtime.block_on(history.archive.spans()).map_err(|error| vec![error]);
+                let settings = Settings { dimensions: &dimensions, fingerprinter, allow: &allow, budget };
+                Answer::Late(window, spans.and_then(|spans| sweep(&detections, window, history, &spans, &settings)))
+            }
         };
         if answers.send(Order::Answered(answer)).is_err() {
             return;

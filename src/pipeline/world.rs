@@ -28,6 +28,8 @@ pub struct World {
     pub dimensions: Dimensions,
     pub networks: Arc<Networks>,
     pub allow: AllowList,
+    /// What files alone allow: an entry there that could never hold is refused.
+    pub allow_in_files: AllowList,
 }
 
 impl World {
@@ -38,6 +40,7 @@ impl World {
     /// Everything that is wrong in the files.
     pub fn read(config: &Config, stated: &[Statement]) -> Result<Self, Vec<Error>> {
         let mut dimensions = Dimensions::read(&config.known)?;
+        let allow_in_files = AllowList::of(&dimensions);
         let mut networks = Networks::open(&config.networks).map_err(|error| vec![error])?;
         let mut problems = dimensions.add_statements(stated);
         let about_networks = stated.iter().filter(|statement| statement.dimension == "networks");
@@ -50,7 +53,7 @@ impl World {
             tracing::error!(%error, "a statement was left out");
         }
         let allow = AllowList::of(&dimensions);
-        Ok(Self { dimensions, networks: Arc::new(networks), allow })
+        Ok(Self { dimensions, networks: Arc::new(networks), allow, allow_in_files })
     }
 }
 

@@ -68,10 +68,15 @@ impl Door {
     /// # Errors
     /// The archive cannot be read.
     pub async fn open(rows: Rows<'_>, dimensions: &Dimensions, fingerprinter: &Fingerprinter, limits: Limits) -> Result<Self> {
-        Self::open_at(rows, None, dimensions, fingerprinter, limits).await
+        let mut dimensions = dimensions.clone();
+        if let Rows::Archive(archive) = &rows {
+            // What topics stated is in the archive; what is wrong in it was told when it was read.
+            dimensions.add_statements(&Statement::of_rows(&archive.all(&statements::TABLE).await?));
+        }
+        Self::open_at(rows, None, &dimensions, fingerprinter, limits).await
     }
 
-    /// Opens a door on the rows of streams and rejects that had been appended at a moment.
+    /// Opens a door on the rows of streams and rejects that had been appended at a moment, with dimensions as they are given.
     ///
     /// # Errors
     /// The archive cannot be read.
@@ -80,11 +85,6 @@ impl Door {
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).build_arc()?;
         let config = SessionConfig::new().with_information_schema(true).with_target_partitions(std::thread::available_parallelism().map_or(2, |n| n.get()));
         let ctx = SessionContext::new_with_config_rt(config, runtime);
-        let mut dimensions = dimensions.clone();
-        if let Rows::Archive(archive) = &rows {
-            // What topics stated is in the archive; what is wrong in it was told when it was read.
-            dimensions.add_statements(&Statement::of_rows(&archive.all(&statements::TABLE).await?));
-        }
         let mut tables: Vec<(&'static str, Arc<dyn TableProvider>)> = Vec::new();
         for table in TABLES {
             let provider: Arc<dyn TableProvider> = match &rows {

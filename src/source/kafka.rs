@@ -192,8 +192,9 @@ impl Asker {
     /// Messages between each position and the end of its partition.
     pub fn lag(&self, positions: &BTreeMap<(String, i32), i64>) -> HashMap<(String, i32), i64> {
         let ends = positions.iter().filter_map(|((topic, partition), offset)| {
-            let (_, end) = self.0.fetch_watermarks(topic, *partition, Duration::from_millis(500)).ok()?;
-            Some(((topic.clone(), *partition), (end - offset).max(0)))
+            // What retention has already removed is not waiting.
+            let (first, end) = self.0.fetch_watermarks(topic, *partition, Duration::from_millis(500)).ok()?;
+            Some(((topic.clone(), *partition), (end - (*offset).max(first)).max(0)))
         });
         ends.collect()
     }

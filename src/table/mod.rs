@@ -108,6 +108,9 @@ fn schema_of(columns: &[Column]) -> SchemaRef {
     Arc::new(Schema::new(columns.iter().map(|c| Field::new(c.name, c.kind.arrow(), true)).collect::<Vec<_>>()))
 }
 
+/// A stream with the append time of its first and its last row.
+pub type Span = (&'static Table, (Micros, Micros));
+
 /// Every table, in the order of the docs page.
 pub static TABLES: &[&Table] = &[
     &cloudtrail::TABLE,

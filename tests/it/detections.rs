@@ -52,7 +52,7 @@ fn every_number_that_a_detection_compares_with_is_a_named_threshold_with_a_sourc
 /// The refusal of a detection with this query.
 fn refusal(sql: &str) -> String {
     let mut detection = crate::support::shipped().remove(0);
-    detection.sql = sql.to_owned();
+    (detection.sql, detection.schedule) = (sql.to_owned(), None);
     detection.alert_key = vec!["credential".into()];
     let refused = keyfuse::detect::Engine::new(&[detection], &keyfuse::secret::Fingerprinter::public(), &keyfuse::dimension::Dimensions::default());
     refused.err().map(|errors| errors[0].to_string()).unwrap_or_default()
@@ -93,7 +93,7 @@ fn what_more_rows_could_take_back_waits_and_says_how_long() {
         ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u WHERE NOT EXISTS (SELECT 1 FROM cloudtrail v WHERE v.access_key_id = u.access_key_id AND v.event_time BETWEEN u.event_time AND u.event_time + INTERVAL '2 hours')".into(), 150),
     ] {
         let mut detection = crate::support::shipped().remove(0);
-        (detection.sql, detection.alert_key) = (sql, vec!["credential".into()]);
+        (detection.sql, detection.alert_key, detection.schedule) = (sql, vec!["credential".into()], None);
         let engine = keyfuse::detect::Engine::new(&[detection], &keyfuse::secret::Fingerprinter::public(), &keyfuse::dimension::Dimensions::default());
         let engine = engine.unwrap_or_else(|errors| panic!("{}", errors[0]));
         let (_, analysis) = engine.detections().next().expect("one");

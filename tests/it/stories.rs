@@ -80,13 +80,13 @@ fn hear(world: &World) -> Told {
                 first = Some(*append_time);
             }
             book.merge(&found, 0, None);
-            book.settle(*append_time);
+            book.settle(*append_time, &Default::default());
             engine.let_go(&past).expect("let go");
         }
     }
     engine.advance(Micros::MAX);
     book.merge(&engine.tick(&past).expect("evaluated"), 0, None);
-    book.settle(Micros::MAX);
+    book.settle(Micros::MAX, &Default::default());
     let settled = book.all().into_iter().filter(|alert| alert.status != Status::Retracted);
     let alerts: Vec<(String, String)> = settled.map(|alert| (alert.detection.clone(), alert.document(None).to_string())).collect();
     let missed = planted.iter().filter(|(detection, subject)| !alerts.iter().any(|(name, text)| name == detection && text.contains(subject)));
