@@ -184,6 +184,81 @@ fn the_demo_tells_its_story_and_ends_cleanly() {
     let id = serde_json::from_str::<serde_json::Value>(stdout(&again).lines().next().unwrap_or_default()).expect("JSON")["alert_id"].clone();
     let live = keyfuse(&["sql", "--archive", &archive, "--format", "json", "SELECT alert_id FROM alerts WHERE detection = 'EXP-01'"]);
     assert!(stdout(&live).contains(id.as_str().unwrap_or("?")), "{} in {}", id, stdout(&live));
+    // What time has not made sure is told as provisional, and is the same alert as the live one, which was held.
+    let early = keyfuse(&["backtest", "EXP-02", "--archive", &archive, "--json"]);
+    let early: serde_json::Value = serde_json::from_str(stdout(&early).lines().next().unwrap_or_default()).expect("JSON");
+    assert_eq!(early["status"], "provisional");
+    let live = keyfuse(&["sql", "--archive", &archive, "--format", "csv", "SELECT alert_id, status, held FROM alerts WHERE detection = 'EXP-02'"]);
+    assert_eq!(stdout(&live).lines().nth(1), Some(format!("{},provisional,warming", early["alert_id"].as_str().unwrap_or("?")).as_str()));
+    let why = keyfuse(&["explain", &id.as_str().unwrap_or("?")[..12], "--archive", &archive]);
+    for wanted in ["exposed_at", "mean first use = 17 min", "event_name = GetCallerIdentity", "decided, open"] {
+        assert!(stdout(&why).contains(wanted), "{wanted} in\n{}\n{}", stdout(&why), stderr(&why));
+    }
+    let event = keyfuse(&[
+        "sql",
+        "--archive",
+        &archive,
+        "--format",
+        "csv",
+        "SELECT event_id FROM cloudtrail WHERE event_name = 'InvokeModel' AND outcome = 'success' LIMIT 1",
+    ]);
+    let event = stdout(&event).lines().nth(1).unwrap_or_default().to_owned();
+    for (detection, wanted) in [
+        ("LLM-13", "FAILS  (count(DISTINCT cloudtrail.aws_region) >= 3)"),
+        ("LLM-02", "so it is not looked at: event_name IN ('PutUseCaseForModelAccess'"),
+        ("EXP-01", "scan 2, exposure_reports: "),
+    ] {
+        let why_not = keyfuse(&["explain", "--archive", &archive, "--why-not", detection, &event]);
+        assert!(stdout(&why_not).contains(wanted), "{wanted} in\n{}\n{}", stdout(&why_not), stderr(&why_not));
+    }
+    assert_eq!(keyfuse(&["explain", "zz", "--archive", &archive]).status.code(), Some(2));
+    assert_eq!(keyfuse(&["explain", "--archive", &archive, "--why-not", "LLM-13", "no-such-event"]).status.code(), Some(2));
+}
+
+/// The names of the gaps that the doctor finds proven in these files.
+fn gaps(files: &[String]) -> std::collections::BTreeSet<String> {
+    let mut args: Vec<&str> =
+        vec!["doctor", "--json", "--agents", "sample-data/llmjacking/agents.toml", "--approvals", "sample-data/llmjacking/approvals.toml"];
+    files.iter().for_each(|file| args.extend(["--from", file.as_str()]));
+    let output = keyfuse(&args);
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)));
+    let proven = report["gaps"].as_array().expect("gaps").iter().filter(|gap| gap["proven"] == true);
+    proven.filter_map(|gap| gap["name"].as_str().map(str::to_owned)).collect()
+}
+
+#[test]
+fn the_doctor_names_the_sources_that_were_taken_away_and_no_other() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = folder.path().to_string_lossy().into_owned();
+    assert!(keyfuse(&["generate", "--story", "insider", "--events", "1500", "--out", &out]).status.success());
+    let path = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let all = ["cloudtrail.jsonl", "bedrock_invocations.jsonl", "spans.jsonl", "mcp.jsonl", "exposure_reports.jsonl"].map(path);
+    let there: Vec<String> = all.into_iter().filter(|file| std::fs::metadata(file).is_ok_and(|data| data.len() > 0)).collect();
+    let before = gaps(&there);
+    let left: Vec<String> =
+        there.iter().filter(|file| !["spans.jsonl", "mcp.jsonl", "bedrock_invocations.jsonl"].iter().any(|gone| file.ends_with(gone))).cloned().collect();
+    let after = gaps(&left);
+    let new: Vec<&str> = after.difference(&before).map(String::as_str).collect();
+    assert_eq!(new, ["agent_spans", "model_invocations", "outbound_calls", "tool_calls"], "before: {before:?}");
+    // A rule that leaves out read-only calls, and a trail that does not have the calls of models.
+    let call = |number: usize, source: &str, name: &str, read_only: bool| {
+        format!(
+            r#"{{"eventVersion":"1.11","eventTime":"2026-05-01T10:{:02}:00Z","eventSource":"{source}","eventName":"{name}","eventID":"{name}-{number}","readOnly":{read_only},"eventCategory":"Management","recipientAccountId":"111122223333","awsRegion":"us-east-1","userIdentity":{{"type":"IAMUser","arn":"arn:aws:iam::111122223333:user/x","accountId":"111122223333"}}}}"#,
+            number % 60
+        )
+    };
+    for (source, name, read_only, gap) in
+        [("ec2.amazonaws.com", "RunInstances", false, "read-only calls"), ("bedrock.amazonaws.com", "ListFoundationModels", true, "calls of models")]
+    {
+        std::fs::write(path("narrow.jsonl"), (0..30).map(|number| call(number, source, name, read_only) + "\n").collect::<String>()).expect("written");
+        let narrow = gaps(&[path("narrow.jsonl")]);
+        assert!(narrow.contains(gap), "{gap} in {narrow:?}");
+    }
+    if let Some(logs) = std::env::var_os("KEYFUSE_REAL_LOGS") {
+        let real = gaps(&[logs.to_string_lossy().into_owned()]);
+        let known = ["agent_spans", "exposure_reports", "model_invocations", "networks", "outbound_calls", "provider_activity", "retrievals", "tool_calls"];
+        assert_eq!(real.iter().map(String::as_str).collect::<Vec<_>>(), known);
+    }
 }
 
 #[test]
