@@ -624,6 +624,7 @@ fn latency() {
         listen: ([127, 0, 0, 1], 0).into(),
         ndjson: vec![folder.path().join("alerts.ndjson")],
         residue_budget: 1 << 30,
+        shadow: None,
     };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let (show_in, show) = sync_channel(1 << 16);

@@ -26,6 +26,7 @@ pub struct Metrics {
     pub progress: Gauge,
     pub detection_errors: IntCounterVec,
     pub detection_suspended: IntGaugeVec,
+    pub detection_blind: IntGaugeVec,
     pub detection_seconds: prometheus::CounterVec,
     pub detections_loaded: IntGauge,
     pub reloads: IntCounter,
@@ -88,6 +89,16 @@ impl Metrics {
             detection_suspended: register(
                 &registry,
                 IntGaugeVec::new(Opts::new("keyfuse_detection_suspended", "1 while a detection is switched off for lack of memory"), &["detection"])?,
+            )?,
+            detection_blind: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "keyfuse_detection_blind",
+                        "1 while a detection cannot see: its logs do not arrive, it fails, or it is switched off; table detection_health says which",
+                    ),
+                    &["detection"],
+                )?,
             )?,
             detection_seconds: register(
                 &registry,
@@ -156,6 +167,7 @@ impl Metrics {
             }
             self.detection_errors.with_label_values(&[name]);
             self.detection_suspended.with_label_values(&[name]);
+            self.detection_blind.with_label_values(&[name]);
             self.detection_seconds.with_label_values(&[name]);
             for level in Level::ALL {
                 self.alerts.with_label_values(&[name.as_str(), level.name()]);

@@ -8,6 +8,7 @@
 //! rows and positions atomically; only then the consumer group is told.
 
 mod asking;
+mod rollout;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,7 +22,7 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
 
-use crate::alert::{Alert, AlertBook, AlertLog, Status};
+use crate::alert::{Alert, AlertBook, AlertLog, Held, Status};
 use crate::archive::{Archive, ArchiveHistory, Flushed, Positions};
 use crate::clock::{self, Micros};
 use crate::config::Config;
@@ -36,8 +37,9 @@ use crate::secret::Fingerprinter;
 use crate::sink::{Delivery, Ndjson, Parcel, Sink};
 use crate::source::broker::Sender as KafkaSender;
 use crate::source::kafka::{Event, Fetched, KafkaSource, Poll, client_config};
-use crate::table::{History, LookBack, Memory, Rows, TABLES, Table, alerts, cloudtrail as system, rejects, statements, words};
+use crate::table::{History, LookBack, Memory, Rows, TABLES, Table, alerts, cloudtrail as system, detection_health, rejects, statements, words};
 use asking::{Answer, Question, What};
+use rollout::{Rollout, Rollouts};
 use world::{Listener, World};
 
 /// How far back alerts stay in memory and in the alert log after their last finding.
@@ -52,6 +54,8 @@ const CLOCK_SKEW: Micros = 2 * clock::MINUTE;
 const IDLE_AFTER: Micros = 30 * clock::SECOND;
 /// Clocks of brokers differ by less than this.
 const BROKER_SKEW: Micros = 5 * clock::SECOND;
+/// How often it is noted what each detection could see.
+const LOOK_EVERY: Duration = Duration::from_secs(300);
 /// How often late rows are swept (append time).
 const SWEEP_EVERY: Micros = 15 * clock::MINUTE;
 /// How long the keys of a late row are swept again, for what arrives after it.
@@ -98,6 +102,8 @@ pub enum Order {
     Answered(Answer),
     /// Look for what late rows add, now.
     Sweep,
+    /// Deliver the alerts of this detection from now on.
+    Promote(String),
     Stop,
 }
 
@@ -139,7 +145,12 @@ impl Service {
         };
         allow_in_files.fits(&engine)?;
         tell_left_out(allow.keep_fitting(&engine));
-        let (log, recovered) = AlertLog::open(&config.data.join("alerts.log")).map_err(one)?;
+        let (mut log, recovered) = AlertLog::open(&config.data.join("alerts.log")).map_err(one)?;
+        let noted = recovered.rollouts.iter().filter_map(|note| serde_json::from_value(note.clone()).ok()).collect();
+        let mut rollouts = Rollouts::new(noted, config.shadow);
+        for rollout in rollouts.load(detections.iter(), clock::now()) {
+            log.rollout(&rollout).map_err(one)?;
+        }
         let log = Arc::new(Mutex::new(log));
         let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
         for path in &config.ndjson {
@@ -190,6 +201,7 @@ impl Service {
             questions,
             asked: recovered.asked,
             failed_moments: HashMap::new(),
+            rollouts,
             decoders: config.topics.iter().map(|t| (t.name.clone(), Decoder::new(t.format, decoding.clone()))).collect(),
             past: Past {
                 memory: Memory::default(),
@@ -204,6 +216,8 @@ impl Service {
             archived_to: recovered.progress,
             swept_to: recovered.swept,
             sweeping: false,
+            looked: None,
+            reported: Instant::now(),
             fingerprinter,
             detections: detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect(),
             engine,
@@ -338,6 +352,7 @@ struct Worker {
     /// Up to which moment each detection with a schedule was asked.
     asked: HashMap<uuid::Uuid, Micros>,
     failed_moments: HashMap<uuid::Uuid, BTreeSet<Micros>>,
+    rollouts: Rollouts,
     listener: Listener,
     /// All that the topics of dimensions have stated.
     stated: Vec<Statement>,
@@ -350,6 +365,10 @@ struct Worker {
     /// Up to which append time late rows were swept.
     swept_to: Option<Micros>,
     sweeping: bool,
+    /// When the detections were last looked at.
+    looked: Option<Instant>,
+    /// When metrics were last taken from the engine's own report.
+    reported: Instant,
     /// When time last went on without a message.
     passed: Instant,
     fingerprinter: Fingerprinter,
@@ -482,6 +501,11 @@ impl Worker {
             }
             Ok(Order::Answered(answer)) => self.take_answer(answer)?,
             Ok(Order::Sweep) => self.ask_late(self.archived_to),
+            Ok(Order::Promote(name)) => {
+                let promoted = self.detections.get(&name).and_then(|detection| self.rollouts.promote(detection.id));
+                tracing::info!(name, promoted = promoted.is_some(), "asked to promote a detection");
+                self.note_rollouts(promoted)?;
+            }
             Ok(Order::Stop) => {
                 self.stopping = true;
                 self.source.stop();
@@ -489,6 +513,11 @@ impl Worker {
             Err(_) => {}
         }
         Ok(())
+    }
+
+    fn note_rollouts(&self, rollouts: impl IntoIterator<Item = Rollout>) -> Result<()> {
+        let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        rollouts.into_iter().try_for_each(|rollout| log.rollout(&rollout))
     }
 
     /// Every row up to this append time is in the archive: what waits for that is asked.
@@ -543,10 +572,7 @@ impl Worker {
                 (self.sweeping, self.swept_to) = (false, Some(until));
                 self.metrics.late_sweeps.inc();
                 let added = self.book.take_late(alerts, clock::now());
-                for alert in added.iter().filter_map(|id| self.book.get(id)).filter(|alert| alert.revision == 0) {
-                    self.observe(alert, None);
-                }
-                self.unlogged.extend(added);
+                self.take_alerts(added, None);
                 self.tell_updates(true)?;
                 return self.log.lock().unwrap_or_else(PoisonError::into_inner).swept(until);
             }
@@ -738,10 +764,11 @@ impl Worker {
             self.metrics.detection_errors.with_label_values(&[&detection]).inc();
             tracing::error!(detection, problem, "evaluation failed");
         }
-        for report in self.engine.report() {
-            self.metrics.detection_suspended.with_label_values(&[&report.detection]).set(i64::from(report.suspended.is_some()));
-            let seconds = self.metrics.detection_seconds.with_label_values(&[&report.detection]);
-            seconds.inc_by((report.busy_seconds - seconds.get()).max(0.0));
+        if self.reported.elapsed() >= PASS_EVERY {
+            self.reported = Instant::now();
+            self.report();
+            let promoted = self.rollouts.promote_quiet(clock::now());
+            self.note_rollouts(promoted)?;
         }
         self.metrics.residue_rows.set(self.engine.residue_rows() as i64);
         self.metrics.residue_bytes.set(self.engine.residue_bytes() as i64);
@@ -750,6 +777,14 @@ impl Worker {
         }
         self.take_findings(&findings, received_at);
         self.tell_updates(false)
+    }
+
+    fn report(&self) {
+        for report in self.engine.report() {
+            self.metrics.detection_suspended.with_label_values(&[&report.detection]).set(i64::from(report.suspended.is_some()));
+            let seconds = self.metrics.detection_seconds.with_label_values(&[&report.detection]);
+            seconds.inc_by((report.busy_seconds - seconds.get()).max(0.0));
+        }
     }
 
     /// Merges findings into alerts, which are then to be logged and told.
@@ -764,9 +799,21 @@ impl Worker {
             let before = allowed_before.get(detection).copied().unwrap_or(0);
             self.metrics.allowed.with_label_values(&[detection]).inc_by(count - before);
         }
+        self.take_alerts(changed, received_at);
+    }
+
+    /// Counts alerts that are new, holds back those of detections in shadow, and has all of them logged and told.
+    fn take_alerts(&mut self, changed: Vec<String>, received_at: Option<Micros>) {
         for id in &changed {
-            if let Some(alert) = self.book.get(id).filter(|alert| alert.revision == 0) {
-                self.observe(alert, received_at);
+            let Some(alert) = self.book.get(id).filter(|alert| alert.revision == 0) else { continue };
+            self.observe(alert, received_at);
+            let detection_id = alert.detection_id;
+            if self.rollouts.is_shadow(detection_id) {
+                self.book.hold(id, Held::Shadow);
+                let disturbed = self.rollouts.disturbed(detection_id, clock::now());
+                if let Err(error) = self.note_rollouts(disturbed) {
+                    tracing::error!(%error, "a rollout could not be noted");
+                }
             }
         }
         self.unlogged.extend(changed);
@@ -864,17 +911,50 @@ impl Worker {
     fn new_flush(&mut self) -> Option<Pending> {
         let changed: Vec<Alert> = std::mem::take(&mut self.unarchived).iter().filter_map(|id| self.book.get(id)).cloned().collect();
         let mut batches = self.past.memory.take();
-        if batches.is_empty() && changed.is_empty() {
+        let look = self.stopping || self.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY);
+        if batches.is_empty() && changed.is_empty() && !look {
             return None;
         }
         self.past.flushing.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&batches);
         self.unarchived_bytes = 0;
+        if look {
+            self.looked = Some(Instant::now());
+            batches.push((&detection_health::TABLE, self.look_at_detections()));
+        }
         if !changed.is_empty() {
             let mut rows = Rows::new(&alerts::TABLE);
             changed.iter().for_each(|alert| alert.append(&mut rows));
             batches.push((&alerts::TABLE, rows.finish()));
         }
         Some(Pending { batches, positions: self.positions.clone(), alerts: changed, decided: self.decided, committed: BTreeSet::new() })
+    }
+
+    /// What each detection could see, as rows.
+    fn look_at_detections(&self) -> RecordBatch {
+        use detection_health as health;
+        let (mut rows, now) = (Rows::new(&health::TABLE), clock::now());
+        for report in self.engine.report() {
+            let (state, note) = match (&report.suspended, report.failed, report.missing.is_empty()) {
+                (Some(why), ..) => ("suspended", Some(why.clone())),
+                (None, true, _) => ("failing", None),
+                (None, false, false) => ("blind", Some(format!("nothing arrives of {}", report.missing.join(", ")))),
+                (None, false, true) => ("seeing", None),
+            };
+            self.metrics.detection_blind.with_label_values(&[&report.detection]).set(i64::from(state != "seeing"));
+            rows.time(health::AT, Some(now));
+            rows.text(health::DETECTION, Some(&report.detection));
+            rows.text(health::CLASS, Some(&format!("{:?}", report.class)));
+            rows.text(health::STATE, Some(state));
+            rows.text(health::NOTE, note.as_deref());
+            rows.int(health::CANDIDATES, Some(report.candidates as i64));
+            rows.int(health::FINDINGS, Some(report.findings as i64));
+            rows.time(health::LAST_CANDIDATE_AT, report.last_candidate);
+            rows.time(health::LAST_NEAR_MISS_AT, report.last_near_miss);
+            rows.time(health::LAST_FINDING_AT, report.last_finding);
+            rows.int(health::UNDECIDED_KEYS, Some(report.undecided as i64));
+            rows.end_row();
+        }
+        rows.finish()
     }
 
     fn finish_flush(&mut self, wait: bool) -> Result<()> {
@@ -1006,6 +1086,8 @@ impl Worker {
             engine.advance(self.engine.progress());
             engine.restore(&self.past, self.decided.or(Some(self.decided_to.saturating_sub(clock::DAY)))).map_err(|error| vec![error])?;
             self.metrics.know_detections(&names_of(&detections));
+            let fresh = self.rollouts.load(detections.iter(), clock::now());
+            self.note_rollouts(fresh).map_err(|error| vec![error])?;
             self.detections = detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect();
             self.engine = engine;
             self.settle_in(world);

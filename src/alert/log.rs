@@ -18,11 +18,27 @@ use crate::error::{At, Result};
 #[serde(rename_all = "lowercase")]
 enum Line {
     Alert(Box<Alert>),
-    Delivered { alert_id: String, revision: u64, sink: String },
-    Archived { alert_id: String, revision: u64 },
-    Decided { progress: Micros },
-    Asked { detection_id: uuid::Uuid, at: Micros },
-    Swept { at: Micros },
+    Delivered {
+        alert_id: String,
+        revision: u64,
+        sink: String,
+    },
+    Archived {
+        alert_id: String,
+        revision: u64,
+    },
+    Decided {
+        progress: Micros,
+    },
+    Asked {
+        detection_id: uuid::Uuid,
+        at: Micros,
+    },
+    Swept {
+        at: Micros,
+    },
+    /// What the pipeline notes about the rollout of a detection.
+    Rollout(serde_json::Value),
 }
 
 /// An open alert log.
@@ -46,6 +62,8 @@ pub struct Recovered {
     pub asked: HashMap<uuid::Uuid, Micros>,
     /// Up to which append time late rows were swept.
     pub swept: Option<Micros>,
+    /// Notes on rollouts, in order.
+    pub rollouts: Vec<serde_json::Value>,
 }
 
 impl AlertLog {
@@ -73,6 +91,9 @@ impl AlertLog {
         }
         for (detection_id, at) in &recovered.asked {
             push(&mut lines, &Line::Asked { detection_id: *detection_id, at: *at });
+        }
+        for rollout in &recovered.rollouts {
+            push(&mut lines, &Line::Rollout(rollout.clone()));
         }
         if let Some(at) = recovered.swept {
             push(&mut lines, &Line::Swept { at });
@@ -138,6 +159,15 @@ impl AlertLog {
         self.flush()
     }
 
+    /// Notes something about the rollout of a detection; the last note on one counts.
+    ///
+    /// # Errors
+    /// The disk.
+    pub fn rollout(&mut self, note: &impl Serialize) -> Result<()> {
+        push(&mut self.buffer, &Line::Rollout(serde_json::to_value(note).at(|| "a rollout".into())?));
+        self.flush()
+    }
+
     fn flush(&mut self) -> Result<()> {
         self.file.write_all(&self.buffer).at(|| format!("writing the alert log {}", self.path.display()))?;
         self.buffer.clear();
@@ -185,6 +215,10 @@ fn read(path: &Path) -> Result<Recovered> {
                 *known = at.max(*known);
             }
             Ok(Line::Swept { at }) => recovered.swept = recovered.swept.max(Some(at)),
+            Ok(Line::Rollout(note)) => {
+                recovered.rollouts.retain(|known: &serde_json::Value| known["detection_id"] != note["detection_id"]);
+                recovered.rollouts.push(note);
+            }
             // The end of a line that a crash cut short: its alert was never delivered, and its rows are replayed.
             Err(_) => {}
         }

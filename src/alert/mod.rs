@@ -94,14 +94,17 @@ pub struct Alert {
 pub enum Held {
     /// The past that it is measured against is not there whole yet.
     Warming,
+    /// Its detection is new or changed, and nobody has promoted it yet.
+    Shadow,
 }
 
 impl Held {
-    pub const ALL: [Held; 1] = [Held::Warming];
+    pub const ALL: [Held; 2] = [Held::Warming, Held::Shadow];
 
     pub fn name(self) -> &'static str {
         match self {
             Held::Warming => "warming",
+            Held::Shadow => "shadow",
         }
     }
 }
@@ -385,6 +388,13 @@ impl AlertBook {
             }
         }
         changed.into_iter().collect()
+    }
+
+    /// Keeps an alert from the sinks.
+    pub fn hold(&mut self, alert_id: &str, why: Held) {
+        if let Some(alert) = self.alerts.get_mut(alert_id) {
+            alert.held = alert.held.or(Some(why));
+        }
     }
 
     /// Takes alerts that the late sweep adds; gives the ids of those that are new or say something else than before.

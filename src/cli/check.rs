@@ -4,14 +4,17 @@ use std::path::PathBuf;
 
 use keyfuse::alert::AllowList;
 use keyfuse::archive::Location;
+use keyfuse::clock::{DAY, Micros, spoken};
 use keyfuse::config::Config;
 use keyfuse::coverage::{frameworks, unknown_tags};
-use keyfuse::detect::{Engine, read_folder};
+use keyfuse::detect::analyse::Class;
+use keyfuse::detect::{Detection, Engine, read_folder};
 use keyfuse::dimension::Dimensions;
 use keyfuse::error::{At, Error};
 use keyfuse::source::kafka::client_config;
 use rdkafka::consumer::BaseConsumer;
 
+use super::backtest::OpenPast;
 use super::terminal::{Style, coloured};
 use super::{Outcome, Rules};
 
@@ -21,8 +24,57 @@ pub struct Args {
     /// Config file to check; its detections folder is checked too.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Run the detections over an archive and say what they would cost and how often they would alert.
+    #[arg(long, value_name = "ARCHIVE")]
+    against: Option<String>,
     #[command(flatten)]
     rules: Rules,
+}
+
+/// How much of the archive `--against` looks at.
+const ADMISSION: Micros = 30 * DAY;
+
+/// What each detection would keep, cost and raise, measured on the last thirty days of an archive.
+fn admission(place: &str, detections: &[Detection], rules: &Rules) -> Result<(), Vec<Error>> {
+    let all = OpenPast::open(place, &[], rules, (Micros::MIN, Micros::MAX))?;
+    let Some((first, last)) = all.span() else { return Err(vec![Error::user(format!("{place}: it holds no rows to measure on"))]) };
+    let from = first.max(last.saturating_sub(ADMISSION));
+    let past = OpenPast::open(place, &[], rules, (from, Micros::MAX))?;
+    let days = (last - from) as f64 / DAY as f64;
+    if days < 1.0 {
+        println!("\nless than a day of rows: alerts per day are a guess from it");
+    }
+    println!(
+        "\nover {} of {place}\n{:<8} {:>5} {:>12} {:>12} {:>10} {:>8}",
+        spoken(last - from),
+        "",
+        "class",
+        "kept rows/s",
+        "largest key",
+        "alerts/day",
+        "time"
+    );
+    let (book, engine) = past.alerts(detections, false)?;
+    let reports = engine.report();
+    let busy: f64 = reports.iter().map(|report| report.busy_seconds).sum();
+    for report in &reports {
+        let alerts = book.all().into_iter().filter(|alert| alert.detection == report.detection).count();
+        let per_second = report.candidates as f64 / (days * 86_400.0).max(1.0);
+        let per_day = alerts as f64 / days.max(1.0 / 24.0);
+        if report.class == Class::C4 {
+            println!("{:<8} {:>5} {:>12} {:>12} {per_day:>10.2} {:>8}", report.detection, "C4", "archive", "-", "-");
+            continue;
+        }
+        let share = if busy > 0.0 { report.busy_seconds / busy * 100.0 } else { 0.0 };
+        println!(
+            "{:<8} {:>5} {per_second:>12.4} {:>12} {per_day:>10.2} {share:>7.1}%",
+            report.detection,
+            format!("{:?}", report.class),
+            engine.largest_key(&report.detection)
+        );
+    }
+    println!("kept rows/s: rows that pass the predicates; largest key: rows kept under one key; time: share of all evaluation");
+    Ok(())
 }
 
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
@@ -60,5 +112,8 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     }
     let (conjuncts, scans) = engine.filter_size();
     println!("{} detections; {scans} scans share {conjuncts} predicates", detections.len());
+    if let Some(place) = &args.against {
+        admission(place, &detections, &args.rules)?;
+    }
     Ok(Outcome::Clean)
 }

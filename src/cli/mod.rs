@@ -3,6 +3,7 @@
 mod backtest;
 mod check;
 mod coverage;
+mod diff;
 mod docs;
 mod doctor;
 mod explain;
@@ -64,6 +65,8 @@ enum Verb {
     Check(check::Args),
     /// Which framework items the detections serve, and which logs they need and get.
     Coverage(coverage::Args),
+    /// Which alerts a changed detection gains and loses, over the archive.
+    Diff(diff::Args),
     /// What can be seen with the logs that arrive, what cannot, and what to switch on.
     Doctor(doctor::Args),
     /// Why an alert came: every row, clause and moment; or why a detection did not see an event.
@@ -209,6 +212,7 @@ pub fn main() -> ExitCode {
         Verb::Test(args) => test::run(args),
         Verb::Check(args) => check::run(args),
         Verb::Coverage(args) => coverage::run(args),
+        Verb::Diff(args) => diff::run(args),
         Verb::Doctor(args) => doctor::run(args),
         Verb::Explain(args) => explain::run(args),
         Verb::ExplainFormat(args) => explain_format::run(args),

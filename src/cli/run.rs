@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path as Name, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use keyfuse::clock::parse_time;
@@ -157,6 +157,10 @@ fn router(web: Web) -> Router {
         let _ = web.orders.send(Order::Sweep);
         (StatusCode::ACCEPTED, "late rows are looked at; keyfuse_late_sweeps_total counts when it is done\n")
     };
+    let promote = |State(web): State<Web>, Name(detection): Name<String>| async move {
+        let _ = web.orders.send(Order::Promote(detection));
+        (StatusCode::ACCEPTED, "its new alerts are delivered from now on\n")
+    };
     let alive = |State(web): State<Web>| async move {
         let silent = clock::now() - web.health.last_progress.load(Ordering::Relaxed) as Micros;
         match (web.health.ready.load(Ordering::Relaxed) && silent > 60 * SECOND, web.health.trouble()) {
@@ -174,6 +178,7 @@ fn router(web: Web) -> Router {
     Router::new()
         .route("/metrics", get(|State(web): State<Web>| async move { ([("content-type", "text/plain; version=0.0.4")], web.metrics.page()) }))
         .route("/sweep", post(sweep))
+        .route("/promote/{detection}", post(promote))
         .route("/healthz", get(alive))
         .route("/readyz", get(ready))
         .with_state(web)
@@ -298,6 +303,7 @@ impl Demo {
             listen: ([127, 0, 0, 1], 0).into(),
             ndjson: Vec::new(),
             residue_budget: 1 << 30,
+            shadow: None,
         };
         Ok(Self { broker, config })
     }

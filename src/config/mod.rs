@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::clock::parse_length;
+use crate::clock::{Micros, parse_length};
 use crate::decode::{FORMATS, Format, format_by_name, read_mappings};
 use crate::dimension::{Dimensions, Files};
 use crate::error::{At, Error, Result};
@@ -40,6 +40,8 @@ pub struct Config {
     /// NDJSON files that alerts go to; `-` is standard output.
     pub ndjson: Vec<PathBuf>,
     pub residue_budget: usize,
+    /// How long a new or changed detection must be quiet before its alerts are delivered; none: at once.
+    pub shadow: Option<Micros>,
 }
 
 /// A topic to read.
@@ -68,6 +70,14 @@ struct File {
     http: HttpSection,
     sinks: SinksSection,
     limits: LimitsSection,
+    #[serde(default)]
+    rollout: RolloutSection,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RolloutSection {
+    shadow: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -190,6 +200,13 @@ impl Config {
         if listen.is_err() {
             problem("[http] listen", "write an address and port, such as 127.0.0.1:9464".into());
         }
+        let shadow = match file.rollout.shadow.as_deref() {
+            None | Some("off") => None,
+            Some(text) => parse_length(text).or_else(|| {
+                problem("[rollout] shadow", format!("`{text}`: write how long a new detection must be quiet, such as 7d, or off"));
+                None
+            }),
+        };
         let residue_budget = file.limits.residue_budget.as_deref().map_or(Some(1 << 30), parse_bytes);
         if residue_budget.is_none() {
             problem("[limits] residue_budget", "write a size such as 512MiB or 2GiB".into());
@@ -219,6 +236,7 @@ impl Config {
                 listen,
                 ndjson,
                 residue_budget,
+                shadow,
             }),
             _ => Err(problems),
         }

@@ -69,6 +69,10 @@ struct Live {
     suspended: Option<String>,
     /// A run has failed: what it would have found nobody knows.
     failed: bool,
+    candidates: u64,
+    last_candidate: Option<Micros>,
+    last_near_miss: Option<Micros>,
+    last_finding: Option<Micros>,
     runs: u64,
     findings: u64,
     busy: std::time::Duration,
@@ -108,6 +112,18 @@ pub struct EngineReport {
     /// Time spent in its plan (seconds).
     pub busy_seconds: f64,
     pub suspended: Option<String>,
+    /// A run has failed since it was loaded.
+    pub failed: bool,
+    /// Streams that it cannot do without and that have sent nothing for a day of append time, or never.
+    pub missing: Vec<String>,
+    /// Rows that its predicates let through.
+    pub candidates: u64,
+    /// Append time at the last such row, at the last evaluation that had all its parts and found nothing, and at the last finding.
+    pub last_candidate: Option<Micros>,
+    pub last_near_miss: Option<Micros>,
+    pub last_finding: Option<Micros>,
+    /// Keys with results that wait for time to pass.
+    pub undecided: usize,
 }
 
 /// The engine and everything it keeps.
@@ -131,6 +147,8 @@ pub struct Engine {
     progress: Micros,
     /// Latest append time of any row.
     newest: Micros,
+    /// Per stream, that of its latest row.
+    arrived: HashMap<&'static str, Micros>,
     /// Per stream, the append time of the first row that there ever was.
     begins: HashMap<&'static str, Micros>,
     /// Whether that is known; where it is not, nothing is called warming.
@@ -185,6 +203,7 @@ impl Engine {
             with_late: false,
             progress: Micros::MIN,
             newest: Micros::MIN,
+            arrived: HashMap::new(),
             begins: HashMap::new(),
             knows_beginnings: false,
         };
@@ -273,6 +292,10 @@ impl Engine {
             settles_after: settle,
             suspended: None,
             failed: false,
+            candidates: 0,
+            last_candidate: None,
+            last_near_miss: None,
+            last_finding: None,
             runs: 0,
             findings: 0,
             busy: std::time::Duration::ZERO,
@@ -286,7 +309,10 @@ impl Engine {
     /// Only what would be a bug; a detection that fails on its rows is reported by [`Engine::take_problems`] instead.
     pub fn push(&mut self, table: &'static Table, batch: &RecordBatch) -> Result<()> {
         let appended = batch.column(system::APPEND_TIME).as_primitive::<TimestampMicrosecondType>();
-        self.newest = self.newest.max(arrow::compute::max(appended).unwrap_or(Micros::MIN));
+        let at = arrow::compute::max(appended).unwrap_or(Micros::MIN);
+        self.newest = self.newest.max(at);
+        let arrived = self.arrived.entry(table.name).or_insert(at);
+        *arrived = at.max(*arrived);
         if self.knows_beginnings && !self.begins.contains_key(table.name) {
             self.begins.extend(arrow::compute::min(appended).map(|first| (table.name, first)));
         }
@@ -329,7 +355,10 @@ impl Engine {
                 }
             };
             let touched = entry.store.insert(batch, &mask, keys, &self.hasher)?;
-            entry.users.iter().for_each(|user| self.live[*user].touch(number, &touched));
+            for user in &entry.users {
+                self.live[*user].touch(number, &touched);
+                self.live[*user].note_candidates(touched.len(), at);
+            }
         }
         if std::ptr::eq(self.links.table, table) {
             let mask = timely(masks.rows_of(self.links.scan)?)?;
@@ -342,6 +371,7 @@ impl Engine {
             let Some((number, scan)) = detection.batch_scan().filter(|(number, _)| detection.analysis.scans[*number].table == table.name) else { continue };
             let mask = masks.rows_of(scan)?;
             if let Some(rows) = chosen_rows(batch, &detection.analysis.scans[number].projection, mask.as_ref())? {
+                detection.note_candidates(rows.num_rows(), at);
                 detection.decide_rows(number, rows, runtime, ready, problems);
             }
         }
@@ -518,7 +548,10 @@ impl Engine {
             })
             .collect();
         let touched = entry.store.insert(batch, &mask, &keys, &self.hasher)?;
-        entry.users.iter().for_each(|user| self.live[*user].touch(number, &touched));
+        for user in &entry.users {
+            self.live[*user].touch(number, &touched);
+            self.live[*user].candidates += touched.len() as u64;
+        }
         Ok(())
     }
 
@@ -563,6 +596,7 @@ impl Engine {
     pub fn begin(&mut self, spans: &[Span]) {
         self.knows_beginnings = true;
         self.begins.extend(spans.iter().map(|(table, (first, _))| (table.name, *first)));
+        self.arrived.extend(spans.iter().map(|(table, (_, last))| (table.name, *last)));
     }
 
     /// Detections that are switched off or have failed: that they say no more of an alert means nothing.
@@ -598,6 +632,7 @@ impl Engine {
     /// Takes over where the past begins from the engine that this one replaces.
     pub fn begins_as(&mut self, other: &Engine) {
         self.begins.clone_from(&other.begins);
+        self.arrived.clone_from(&other.arrived);
         self.knows_beginnings = other.knows_beginnings;
     }
 
@@ -879,17 +914,58 @@ impl Engine {
 
     /// One line per detection.
     pub fn report(&self) -> Vec<EngineReport> {
-        self.live
-            .iter()
-            .map(|live| EngineReport {
-                detection: live.detection.name.clone(),
-                class: live.analysis.class,
-                runs: live.runs,
-                findings: live.findings,
-                busy_seconds: live.busy.as_secs_f64(),
-                suspended: live.suspended.clone(),
-            })
-            .collect()
+        let live = self.live.iter().map(|live| EngineReport {
+            runs: live.runs,
+            findings: live.findings,
+            busy_seconds: live.busy.as_secs_f64(),
+            suspended: live.suspended.clone(),
+            failed: live.failed,
+            candidates: live.candidates,
+            last_candidate: live.last_candidate,
+            last_near_miss: live.last_near_miss,
+            last_finding: live.last_finding,
+            undecided: live.timers.values().map(HashSet::len).sum(),
+            ..self.report_of(&live.detection, &live.analysis)
+        });
+        live.chain(self.scheduled.iter().map(|(detection, analysis)| self.report_of(detection, analysis))).collect()
+    }
+
+    /// Most rows that are kept under one key of a detection. Looks at every key.
+    pub fn largest_key(&self, detection: &str) -> usize {
+        let live = self.live.iter().filter(|live| live.detection.name == detection);
+        live.flat_map(|live| live.stores()).map(|store| self.stores[store].store.largest_key()).max().unwrap_or(0)
+    }
+
+    /// What is the same whether a detection is live or scheduled: whether what it needs arrives.
+    fn report_of(&self, detection: &Detection, analysis: &Analysis) -> EngineReport {
+        let arrives = |scan: usize| {
+            let scan = &analysis.scans[scan];
+            !scan.is_stream() || self.arrived.get(scan.table.as_str()).is_some_and(|at| self.newest.saturating_sub(*at) < DAY)
+        };
+        let mut missing = Vec::new();
+        if !analysis.needs.met(&arrives) {
+            missing = (0..analysis.scans.len())
+                .filter(|scan| !arrives(*scan) && !analysis.scans[*scan].optional)
+                .map(|scan| analysis.scans[scan].table.clone())
+                .collect();
+            missing.sort_unstable();
+            missing.dedup();
+        }
+        EngineReport {
+            detection: detection.name.clone(),
+            class: analysis.class,
+            missing,
+            runs: 0,
+            findings: 0,
+            busy_seconds: 0.0,
+            suspended: None,
+            failed: false,
+            candidates: 0,
+            last_candidate: None,
+            last_near_miss: None,
+            last_finding: None,
+            undecided: 0,
+        }
     }
 
     /// The detections and what was inferred of them.
@@ -904,6 +980,17 @@ impl Engine {
 }
 
 impl Live {
+    fn stores(&self) -> impl Iterator<Item = usize> {
+        self.feeds.iter().filter_map(|feed| if let Feed::Store { store, .. } = feed { Some(*store) } else { None })
+    }
+
+    fn note_candidates(&mut self, rows: usize, at: Micros) {
+        if rows > 0 {
+            self.candidates += rows as u64;
+            self.last_candidate = self.last_candidate.max(Some(at));
+        }
+    }
+
     /// Notes keys that got a row in a store. Some rows raise nothing: they only take results back, in time.
     fn touch(&mut self, store: usize, keys: &[Key]) {
         let mut scans = self.feeds.iter().zip(&self.analysis.scans);
@@ -955,7 +1042,9 @@ impl Live {
             Ok(found) => {
                 let before = ready.len();
                 ready.extend(found.into_iter().flatten());
-                self.findings += (ready.len() - before) as u64;
+                let found = ready.len() - before;
+                self.findings += found as u64;
+                *(if found == 0 { &mut self.last_near_miss } else { &mut self.last_finding }) = self.last_candidate;
             }
             Err(error) => {
                 self.failed = true;

@@ -127,6 +127,11 @@ impl Store {
         self.chunks.iter().map(|chunk| chunk.rows.num_rows()).sum()
     }
 
+    /// Most rows under one key.
+    pub fn largest_key(&self) -> usize {
+        self.by_key.values().map(Vec::len).max().unwrap_or(0)
+    }
+
     /// Memory held, roughly (bytes).
     pub fn bytes(&self) -> usize {
         self.bytes + self.rows() * 48

@@ -27,7 +27,7 @@ use crate::dimension::{Dimensions, Statement};
 use crate::error::{At, Error, Result};
 use crate::function::run_at;
 use crate::secret::Fingerprinter;
-use crate::table::{DIMENSIONS, Memory, TABLES, alerts, rejects, statements};
+use crate::table::{DIMENSIONS, Memory, TABLES, rejects, statements};
 
 /// What one question may cost.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +47,20 @@ pub enum Rows<'a> {
     Archive(&'a Archive),
     Memory(&'a Memory),
 }
+
+/// Tables of which the newest row of each thing is asked for under their name, and all rows under another.
+static NEWEST: &[(&str, &str, &str)] = &[
+    (
+        "alerts",
+        "alert_revisions",
+        "SELECT * EXCLUDE (nth) FROM (SELECT *, row_number() OVER (PARTITION BY alert_id ORDER BY revision DESC) AS nth FROM alert_revisions) WHERE nth = 1",
+    ),
+    (
+        "detection_health",
+        "detection_health_history",
+        "SELECT * EXCLUDE (nth) FROM (SELECT *, row_number() OVER (PARTITION BY detection ORDER BY at DESC) AS nth FROM detection_health_history) WHERE nth = 1",
+    ),
+];
 
 /// A moment that a question is about: rows appended before it, and not longer than `over` before it.
 #[derive(Clone, Copy, Debug)]
@@ -119,13 +133,15 @@ impl Door {
         register_tables(&ctx, fingerprinter, |name, _| {
             tables.iter().find(|(known, _)| *known == name).map_or_else(|| Arc::clone(&lineage), |(_, provider)| Arc::clone(provider))
         })?;
-        for (name, provider) in tables.iter().filter(|(name, _)| [rejects::TABLE.name, alerts::TABLE.name, statements::TABLE.name].contains(name)) {
-            let name = if *name == alerts::TABLE.name { "alert_revisions" } else { name };
-            ctx.register_table(name, Arc::clone(provider))?;
+        for (name, history, newest) in NEWEST {
+            let Some((_, provider)) = tables.iter().find(|(known, _)| known == name) else { continue };
+            ctx.register_table(*history, Arc::clone(provider))?;
+            let plan = ctx.state().create_logical_plan(newest).await?;
+            ctx.register_table(*name, Arc::new(datafusion::datasource::ViewTable::new(plan, Some((*newest).into()))))?;
         }
-        let newest = "SELECT * EXCLUDE (nth) FROM (SELECT *, row_number() OVER (PARTITION BY alert_id ORDER BY revision DESC) AS nth FROM alert_revisions) WHERE nth = 1";
-        let plan = ctx.state().create_logical_plan(newest).await?;
-        ctx.register_table("alerts", Arc::new(datafusion::datasource::ViewTable::new(plan, Some(newest.into()))))?;
+        for (name, provider) in tables.iter().filter(|(name, _)| [rejects::TABLE.name, statements::TABLE.name].contains(name)) {
+            ctx.register_table(*name, Arc::clone(provider))?;
+        }
         Ok(Self { ctx, limits })
     }
 

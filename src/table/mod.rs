@@ -21,7 +21,8 @@ pub use dimensions::{agents, allow_list, approvals};
 pub use history::{History, LookBack, Memory};
 pub use rows::{Place, Rows, flag, words};
 pub use streams::{
-    agent_spans, alerts, cloudtrail, exposure_reports, model_invocations, outbound_calls, provider_activity, rejects, retrievals, statements, tool_calls,
+    agent_spans, alerts, cloudtrail, detection_health, exposure_reports, model_invocations, outbound_calls, provider_activity, rejects, retrievals, statements,
+    tool_calls,
 };
 
 /// What a column holds, and with that how it lies in memory and in files.
@@ -94,6 +95,7 @@ impl Table {
         match self.is_stream() {
             true => cloudtrail::APPEND_TIME,
             false if std::ptr::eq(self, &alerts::TABLE) => alerts::DECIDED_AT,
+            // `statements` and `detection_health` begin with it.
             false => statements::READ_AT,
         }
     }
@@ -124,6 +126,7 @@ pub static TABLES: &[&Table] = &[
     &rejects::TABLE,
     &alerts::TABLE,
     &statements::TABLE,
+    &detection_health::TABLE,
 ];
 
 /// The tables that detections read.

@@ -1,4 +1,4 @@
-//! The streams, and what keyfuse itself writes: `rejects` and `alerts`.
+//! The streams, and what keyfuse itself writes: `rejects`, `alerts`, `statements` and `detection_health`.
 
 use super::*;
 use crate::clock::{DAY, MINUTE};
@@ -304,7 +304,7 @@ table!(alerts, "One row per alert as it stands. `alert_revisions` has the same c
     PAYLOAD payload: Text "JSON object of the other columns of the detection.",
     DECIDED_AT decided_at: Time "When keyfuse decided this revision (wall clock; not part of the equality contract).",
     STATUS status: Word "`open`: more findings may join it; `provisional`: told early, will be final or retracted; `final`; `retracted`.",
-    HELD held: Word "Why no sink gets it: `warming` (the past that it is measured against is not there whole yet); absent if they do.",
+    HELD held: Word "Why no sink gets it: `warming` (the past that it is measured against is not there whole yet), `shadow` (its detection is new or changed and not promoted yet); absent if they do.",
     LATE late: Bool "Only the late sweep saw it: it rests on rows that came later than their table allows.",
 });
 
@@ -319,4 +319,21 @@ table!(statements, "One message of a compacted topic that states a dimension, as
     KEY key: Text "Key of the message: a later one under the same key takes its place.",
     ENTRY entry: Text "The entry as JSON; absent where the message takes back what was stated.",
     PLACE place: Text "Where it stood: `topic/partition@offset`.",
+});
+
+table!(detection_health, "What each detection could see, one row as of the latest look (every five minutes); `detection_health_history` has all of them.",
+    max_delay: 0,
+    looked_up_by: &[],
+{
+    AT at: Time "When it was looked at.",
+    DETECTION detection: Word "Name of the detection.",
+    CLASS class: Word "C0 to C4: how it is decided.",
+    STATE state: Word "`seeing`; `blind`: what it needs does not arrive; `failing`: a run has failed; `suspended`: switched off for lack of memory.",
+    NOTE note: Text "Which streams are missing, or why it is switched off.",
+    CANDIDATES candidates: Int "Rows that its predicates let through since it was loaded.",
+    FINDINGS findings: Int "Rows that its query returned since then, repeats included.",
+    LAST_CANDIDATE_AT last_candidate_at: Time "Append time of the last such row.",
+    LAST_NEAR_MISS_AT last_near_miss_at: Time "Append time when it last had all its parts for a key and found nothing.",
+    LAST_FINDING_AT last_finding_at: Time "Append time when it last found something.",
+    UNDECIDED_KEYS undecided_keys: Int "Keys with results that wait for time to pass.",
 });

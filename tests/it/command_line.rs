@@ -190,6 +190,14 @@ fn the_demo_tells_its_story_and_ends_cleanly() {
     assert_eq!(early["status"], "provisional");
     let live = keyfuse(&["sql", "--archive", &archive, "--format", "csv", "SELECT alert_id, status, held FROM alerts WHERE detection = 'EXP-02'"]);
     assert_eq!(stdout(&live).lines().nth(1), Some(format!("{},provisional,warming", early["alert_id"].as_str().unwrap_or("?")).as_str()));
+    let changed = folder.path().join("exp-01.md");
+    let text = std::fs::read_to_string("detections/exp-01-exposed-credential-used.md").expect("a detection");
+    std::fs::write(&changed, text.replace("  AND u.invoked_by IS NULL\n", "  AND u.invoked_by IS NULL AND u.outcome = 'never'\n")).expect("written");
+    let diff = keyfuse(&["diff", "EXP-01", &changed.to_string_lossy(), "--archive", &archive]);
+    assert!(stdout(&diff).contains("1 before, 0 after: 0 gained, 1 lost"), "{}{}", stdout(&diff), stderr(&diff));
+    assert_eq!(keyfuse(&["diff", "EXP-01", "exp-01", "--archive", &archive]).status.code(), Some(0));
+    let admitted = keyfuse(&["check", "--against", &archive]);
+    assert!(stdout(&admitted).contains("alerts/day") && stdout(&admitted).contains("EXP-01      C1"), "{}{}", stdout(&admitted), stderr(&admitted));
     let why = keyfuse(&["explain", &id.as_str().unwrap_or("?")[..12], "--archive", &archive]);
     for wanted in ["exposed_at", "mean first use = 17 min", "event_name = GetCallerIdentity", "decided, open"] {
         assert!(stdout(&why).contains(wanted), "{wanted} in\n{}\n{}", stdout(&why), stderr(&why));

@@ -139,6 +139,16 @@ fn the_own_world_is_known_from_files_and_compacted_topics_and_learnt_while_it_ru
         assert!(agents.contains("hired") && agents.contains("in-topic"), "{agents}");
         let seen = ask("SELECT event_id, source_network FROM cloudtrail ORDER BY 1");
         assert!(seen.contains("| 1        | 198.51.100.0/24 |") && seen.contains("| 5        | AS64500         |"), "{seen}");
+        let health = ask(
+            "SELECT detection, class, state, note, candidates > 0 AS looked FROM detection_health WHERE detection IN ('LLM-07', 'COT-01', 'COV-04') ORDER BY 1",
+        );
+        for wanted in [
+            "| COT-01    | C3    | blind  | nothing arrives of tool_calls | false",
+            "| COV-04    | C4    | seeing |",
+            "| LLM-07    | C0    | seeing |                               | true",
+        ] {
+            assert!(health.contains(wanted), "{wanted} in\n{health}");
+        }
         let mut known = Dimensions::default();
         let problems = known.add_statements(&Statement::of_rows(&runtime.block_on(archive.all(&keyfuse::table::statements::TABLE)).expect("reads")));
         assert_eq!(problems.len(), 2, "no JSON, and an allowance without an end");
@@ -160,6 +170,53 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// The detection of a file, in a folder of its own; with another title it is the same, with other SQL it is changed.
+fn write_detection(folder: &std::path::Path, from: &str, to: &str) {
+    let text = std::fs::read_to_string("detections/llm-10-bearer-key-destroys.md").expect("a detection");
+    assert!(text.contains(from), "{from}");
+    std::fs::write(folder.join("llm-10.md"), text.replace(from, to)).expect("written");
+}
+
+#[test]
+fn a_changed_detection_runs_in_shadow_until_it_is_promoted() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = Broker::start().expect("a broker");
+    broker.create_topic("t", 1).expect("a topic");
+    let mut config = config(folder.path(), &broker.address(), &["t"]);
+    config.shadow = Some(keyfuse::clock::DAY);
+    config.detections = folder.path().join("detections");
+    std::fs::create_dir(&config.detections).expect("made");
+    let sender = sender(&broker.address());
+    let destroy = |id: &str, hour: i64| {
+        let text = DESTROYS.replace("\"d1\"", &format!("\"{id}\"")).replace("T10:", &format!("T{hour}:")).replace("user/x", &format!("user/{id}"));
+        sender.send("t", Some(0), None, text.as_bytes(), Some(START + (hour - 10) * 3_600_000_000)).expect("sent");
+        sender.flush(Duration::from_secs(10)).expect("taken");
+    };
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    write_detection(&config.detections, "title:", "title:");
+    let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    destroy("first", 10);
+    wait_for("an alert", || metric(&service, "keyfuse_deliveries_total") == 1);
+    write_detection(&config.detections, "```sql\n", "```sql\n-- changed\n");
+    service.reload();
+    wait_for("the reload", || metric(&service, "keyfuse_reloads_total") == 1);
+    destroy("second", 11);
+    wait_for("a held alert", || metric(&service, "keyfuse_alerts_held_total") == 1);
+    service.orders().send(keyfuse::pipeline::Order::Promote("LLM-10".into())).expect("it runs");
+    destroy("third", 12);
+    wait_for("another alert", || metric(&service, "keyfuse_deliveries_total") == 2);
+    service.stop().expect("a clean stop");
+    let mut who: Vec<String> =
+        delivered(&config.ndjson[0]).values().map(|alert| alert["alert_key"]["identity"].as_str().unwrap_or_default().to_owned()).collect();
+    who.sort();
+    assert!(who.len() == 2 && who[0].ends_with("/first") && who[1].ends_with("/third"), "{who:?}");
+    // It stays promoted.
+    let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    destroy("fourth", 13);
+    wait_for("one more", || metric(&service, "keyfuse_deliveries_total") == 1);
+    service.stop().expect("a clean stop");
 }
 
 #[test]

@@ -48,6 +48,7 @@ pub fn config(folder: &Path, broker: &str, topics: &[&str]) -> Config {
         listen: ([127, 0, 0, 1], 0).into(),
         ndjson: vec![folder.join("alerts.ndjson")],
         residue_budget: 1 << 30,
+        shadow: None,
     }
 }
 
