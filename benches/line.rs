@@ -39,7 +39,7 @@ fn main() {
         return broker(&args[1..]);
     }
     let wanted = |name: &str| args.is_empty() || args.iter().any(|arg| name.contains(arg.as_str()));
-    let benches: [(&str, fn()); 8] = [
+    let benches: [(&str, fn()); 9] = [
         ("decode", decode),
         ("formats", formats),
         ("ingest", ingest),
@@ -47,6 +47,7 @@ fn main() {
         ("filter", filter),
         ("whole line", whole_line),
         ("residue", residue),
+        ("flood", flood),
         ("latency", latency),
     ];
     for (name, bench) in benches {
@@ -594,6 +595,84 @@ fn residue() {
         engine.residue_bytes() as f64 * million,
         (resident() as f64 - before) * million
     );
+}
+
+/// Rows of model calls: by a million keys, by one key, or by a few, one second of append time to each 2,000.
+fn calls(count: usize, key_of: impl Fn(usize) -> String) -> Vec<arrow::array::RecordBatch> {
+    use keyfuse::table::{Place, Rows, cloudtrail as c};
+    let place = Place { topic: Arc::from("t"), partition: 0, offset: 0, record: 0 };
+    let mut batches = Vec::new();
+    let mut rows = Rows::new(&c::TABLE);
+    for number in 0..count {
+        let at = START + number as i64 * 500;
+        rows.stamp(&place, Some(at), Some(at), &format!("e{number}"), &mut String::new());
+        let key = key_of(number);
+        rows.text(c::EVENT_SOURCE, Some("bedrock.amazonaws.com"));
+        rows.text(c::EVENT_NAME, Some(["InvokeModel", "Converse", "ListFoundationModels"][number % 3]));
+        rows.text(c::OUTCOME, Some("success"));
+        rows.text(c::ACCESS_KEY_ID, Some(&key));
+        rows.text(c::IDENTITY, Some(&format!("arn:aws:iam::111122223333:user/{key}")));
+        rows.text(c::SOURCE_IP, Some("198.51.100.7"));
+        rows.text(c::SOURCE_NETWORK, Some("198.51.100.0/24"));
+        rows.text(c::AWS_REGION, Some("us-east-1"));
+        rows.text(c::MODEL_ID, Some("m"));
+        rows.end_row();
+        if rows.len() == 2_000 {
+            batches.push(rows.finish());
+        }
+    }
+    batches
+}
+
+fn flood() {
+    const ROWS: usize = 1_000_000;
+    const BUDGET: usize = 512 << 20;
+    println!(
+        "{ROWS} model calls, 2,000 per second of append time, through all shipped detections and one without any predicate; budget {} MiB; one thread.\n",
+        BUDGET >> 20
+    );
+    println!("| what arrives | tick p50 ms | p99 ms | most ms | kept rows | kept MiB | keys that wait | switched off |");
+    println!("|---|---|---|---|---|---|---|---|");
+    let mut broad = shipped().into_iter().find(|detection| detection.schedule.is_none()).unwrap_or_else(|| panic!("a live detection"));
+    (broad.name, broad.id, broad.alert_key) = ("BROAD".into(), uuid::Uuid::from_u128(1), vec!["credential".into()]);
+    broad.sql =
+        "SELECT u.access_key_id AS credential, u.event_time AS alert_time, u.event_id FROM cloudtrail u JOIN cloudtrail v ON v.access_key_id = u.access_key_id
+        AND v.event_time BETWEEN u.event_time - INTERVAL '1 hour' AND u.event_time WHERE v.user_agent <> u.user_agent"
+            .into();
+    let detections: Vec<Detection> = shipped().into_iter().chain([broad]).collect();
+    let flooded = |number: usize| format!("AKIA{number:016}");
+    let hot = |number: usize| if number.is_multiple_of(10) { "AKIAHOT0000000000001".to_owned() } else { format!("AKIA{:016}", number % 5_000) };
+    let few = |number: usize| format!("AKIA{:016}", number % 5_000);
+    let all: [(&str, &dyn Fn(usize) -> String); 3] =
+        [("5,000 keys", &few), ("5,000 keys, and one with a tenth of it all", &hot), ("1,000,000 keys, once each", &flooded)];
+    for (name, key_of) in all {
+        let mut engine = Engine::new(&detections, &Fingerprinter::public(), &Dimensions::default())
+            .unwrap_or_else(|errors| panic!("{}", errors[0]))
+            .with_residue_budget(BUDGET);
+        let past = Memory::default();
+        let mut ticks = Vec::new();
+        for batch in calls(ROWS, key_of) {
+            let started = Instant::now();
+            engine.push(&keyfuse::table::cloudtrail::TABLE, &batch).expect("pushed");
+            engine.advance(START + ticks.len() as i64 * 1_000_000);
+            engine.tick(&past).expect("ticked");
+            engine.let_go(&past).expect("let go");
+            ticks.push(started.elapsed().as_secs_f64() * 1e3);
+        }
+        ticks.sort_by(f64::total_cmp);
+        let at = |share: f64| ticks[((ticks.len() - 1) as f64 * share) as usize];
+        let off: Vec<String> = engine.report().into_iter().filter(|report| report.suspended.is_some()).map(|report| report.detection).collect();
+        let off = if off.is_empty() { "none".to_owned() } else { off.join(" ") };
+        println!(
+            "| {name} | {:.1} | {:.1} | {:.1} | {} | {} | {} | {off} |",
+            at(0.5),
+            at(0.99),
+            at(1.0),
+            engine.residue_rows(),
+            engine.residue_bytes() >> 20,
+            engine.undecided()
+        );
+    }
 }
 
 fn resident() -> usize {

@@ -286,6 +286,24 @@ impl Service {
     }
 }
 
+/// How far all partitions have come in append time; none while one of them has messages waiting and was not heard yet.
+/// A partition that has been silent for a while, with nothing waiting in it, holds nobody back: where the broker sets the
+/// times it has come as far as the clock, else it says nothing.
+fn watermark(partitions: &HashMap<(String, i32), Progress>, lag: &Lag, now: Micros) -> Option<Micros> {
+    let mut least: Option<Micros> = None;
+    for (partition, progress) in partitions {
+        let drained = lag.waiting.get(partition) == Some(&0);
+        let time = match progress.append_time {
+            Some(time) if drained && progress.by_broker => time.max(lag.asked_at - BROKER_SKEW),
+            _ if drained && now - progress.heard_at > IDLE_AFTER => continue,
+            None => return None,
+            Some(time) => time,
+        };
+        least = Some(least.map_or(time, |known| known.min(time)));
+    }
+    least
+}
+
 /// Archives statements and takes them up. They count from when they were made, but not for rows that were decided without them.
 async fn take_statements(archive: &Archive, listener: &Listener, stated: &mut Vec<Statement>, mut fresh: Vec<Statement>, decided_to: Micros) -> Result<()> {
     if fresh.is_empty() {
@@ -684,7 +702,8 @@ impl Worker {
     /// Decides what the rows so far, and the time that has passed, make sure; then lets go of what no open result needs.
     fn pass_time(&mut self, received_at: Option<Micros>) -> Result<()> {
         self.passed = Instant::now();
-        let progress = self.watermark(received_at.unwrap_or_else(clock::now));
+        let now = received_at.unwrap_or_else(clock::now);
+        let progress = watermark(&self.progress, &self.lag.lock().unwrap_or_else(PoisonError::into_inner), now);
         if let Some(progress) = progress {
             self.engine.advance(progress);
         }
@@ -698,25 +717,6 @@ impl Worker {
             self.book.forget_before(progress - ALERTS_STAY);
         }
         Ok(())
-    }
-
-    /// How far all partitions have come in append time; none while one of them has messages waiting and was not heard yet.
-    /// A partition that has been silent for a while, with nothing waiting in it, holds nobody back: where the broker sets the
-    /// times it has come as far as the clock, else it says nothing.
-    fn watermark(&self, now: Micros) -> Option<Micros> {
-        let lag = self.lag.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut least: Option<Micros> = None;
-        for (partition, progress) in &self.progress {
-            let drained = lag.waiting.get(partition) == Some(&0);
-            let time = match progress.append_time {
-                Some(time) if drained && progress.by_broker => time.max(lag.asked_at - BROKER_SKEW),
-                _ if drained && now - progress.heard_at > IDLE_AFTER => continue,
-                None => return None,
-                Some(time) => time,
-            };
-            least = Some(least.map_or(time, |known| known.min(time)));
-        }
-        least
     }
 
     /// Drops rows that their table already has, after a crash between the commits of two tables.
@@ -1105,5 +1105,31 @@ impl Worker {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{MINUTE, SECOND};
+
+    #[test]
+    fn a_silent_partition_has_come_as_far_as_the_broker_s_clock_and_a_producer_s_says_nothing() {
+        let now = 1_000 * MINUTE;
+        let heard = |append_time: Option<Micros>, by_broker: bool| Progress { append_time, heard_at: now - 10 * MINUTE, by_broker };
+        let place = |number: i32| ("t".to_owned(), number);
+        let lag =
+            |waiting: &[i64]| Lag { asked_at: now - SECOND, waiting: waiting.iter().enumerate().map(|(at, waiting)| (place(at as i32), *waiting)).collect() };
+        let of = |all: &[Progress], waiting: &[i64]| {
+            let partitions = all.iter().enumerate().map(|(at, progress)| (place(at as i32), *progress)).collect();
+            watermark(&partitions, &lag(waiting), now)
+        };
+        let old = now - 60 * MINUTE;
+        assert_eq!(of(&[heard(Some(old), true)], &[0]), Some(now - 6 * SECOND), "drained: nothing older can still come");
+        assert_eq!(of(&[heard(Some(old), true)], &[5]), Some(old), "five are waiting, and they may be as old");
+        assert_eq!(of(&[heard(Some(old), false)], &[0]), None, "a producer's clock: what comes next may say anything");
+        assert_eq!(of(&[heard(Some(old), false), heard(Some(now - MINUTE), true)], &[0, 5]), Some(now - MINUTE), "and it holds nobody back");
+        assert_eq!(of(&[heard(None, false), heard(Some(now), true)], &[7, 0]), None, "one is not heard yet and has messages waiting");
+        assert_eq!(of(&[heard(None, false), heard(Some(now - MINUTE), true)], &[0, 5]), Some(now - MINUTE), "an empty one holds nobody back");
     }
 }
