@@ -17,6 +17,7 @@ use keyfuse::schedule::{self, Past};
 use keyfuse::secret::Fingerprinter;
 use keyfuse::table::Span;
 
+use super::place::on_deep_stacks;
 use super::terminal::{Style, coloured};
 use super::{Outcome, Rules, runtime};
 
@@ -112,7 +113,7 @@ impl OpenPast {
         if let Some((detection, problem)) = engine.take_problems().into_iter().next() {
             return Err(one(Error::user(format!("{detection}: {problem}"))));
         }
-        findings.extend(self.scheduled(&engine).map_err(one)?);
+        findings.extend(self.scheduled(&engine)?);
         findings.retain(|finding| finding.alert_time >= self.from && finding.alert_time < self.to);
         let allow = AllowList::of(&self.dimensions);
         let mut book = alerts_of(&findings, allow.clone());
@@ -130,16 +131,15 @@ impl OpenPast {
     }
 
     /// Asks the detections with a schedule about every moment between the bounds for which there are rows.
-    fn scheduled(&self, engine: &Engine) -> Result<Vec<Finding>, Error> {
+    fn scheduled(&self, engine: &Engine) -> Result<Vec<Finding>, Vec<Error>> {
         let Some((first, last)) = self.span() else { return Ok(Vec::new()) };
         let mut findings = Vec::new();
         for detection in engine.scheduled() {
             for at in schedule::moments(detection, first.max(self.from.saturating_sub(1)), last.min(self.to), usize::MAX >> 1) {
                 let (asked, past) = (Arc::clone(detection), Past::Archive(Arc::clone(&self.history.archive)));
                 let (known, fingerprinter) = (self.dimensions.clone(), self.fingerprinter.clone());
-                // On the runtime's own threads: their stacks are deep enough for any plan.
-                let work = async move { tokio::spawn(async move { schedule::ask(&asked, at, &past, &known, &fingerprinter).await }).await };
-                findings.extend(self.runtime.block_on(work).map_err(|_| Error::bug("a scheduled detection panicked"))??);
+                let work = async move { schedule::ask(&asked, at, &past, &known, &fingerprinter).await };
+                findings.extend(on_deep_stacks(&self.runtime, work)?);
             }
         }
         Ok(findings)

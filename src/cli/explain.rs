@@ -12,6 +12,7 @@ use keyfuse::error::Error;
 use keyfuse::explain::{Clause, Explainer, Seen, clauses};
 use keyfuse::query::{Answer, Door, Limits, Rows};
 
+use super::place::on_deep_stacks;
 use super::terminal::{Style, coloured};
 use super::{Outcome, Rules, runtime};
 
@@ -62,8 +63,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let sql = format!(
         "SELECT alert_id, detection, alert_key, payload, evidence, first_time, status, decided_at, revision FROM alert_revisions WHERE alert_id LIKE '{wanted}%' ORDER BY alert_id, revision"
     );
-    let work = async move { tokio::spawn(async move { door.ask(&sql).await }).await };
-    let answer = runtime.block_on(work).map_err(|_| one(Error::bug("the query panicked")))?.map_err(one)?;
+    let answer = on_deep_stacks(&runtime, async move { door.ask(&sql).await })?;
     let ids: std::collections::BTreeSet<String> = (0..answer.rows()).map(|row| text(&answer, row, 0)).collect();
     match ids.len() {
         1 => {}
@@ -78,7 +78,8 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
 fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Explainer<'_>) -> Result<(), Error> {
     let last = answer.rows() - 1;
     let evidence: Vec<String> = serde_json::from_str(&text(answer, last, 4)).unwrap_or_default();
-    let since = moment(answer, last, 5).map_or(Micros::MIN, |first| first - 2 * DAY);
+    // Evidence may lie as far back as the longest memory of any detection.
+    let since = moment(answer, last, 5).map_or(Micros::MIN, |first| first - 400 * DAY);
     println!("{} {}  {}", style.bold(&detection.name), style.bold(&detection.title), text(answer, last, 2));
     println!("\n{}", style.bold("What it says"));
     let payload: std::collections::BTreeMap<String, serde_json::Value> = serde_json::from_str(&text(answer, last, 3)).unwrap_or_default();
@@ -88,7 +89,7 @@ fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Expl
     if detection.schedule.is_some() {
         println!("\nAsked over the archive on a schedule; its query is the whole of it:\n\n{}", detection.sql);
     } else {
-        let (analysis, parts) = explainer.parts(detection, &evidence, since.saturating_sub(analysis_reach()))?;
+        let (analysis, parts) = explainer.parts(detection, &evidence, since)?;
         println!(
             "\n{} (class {:?}, decided {})",
             style.bold("What it asks"),
@@ -117,11 +118,6 @@ fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Expl
         println!("  {}  revision {} decided, {}", moment(answer, row, 7).map_or_else(String::new, rfc3339), text(answer, row, 8), text(answer, row, 6));
     }
     Ok(())
-}
-
-/// Evidence may lie as far back as the longest memory of any detection.
-fn analysis_reach() -> Micros {
-    400 * DAY
 }
 
 fn why_not(style: &Style, detection: &Detection, event_id: &str, seen: &[Seen]) {

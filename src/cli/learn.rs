@@ -1,37 +1,26 @@
 //! `keyfuse learn`: proposes an `agents` file from what the archive has seen.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, Int64Type};
-use keyfuse::archive::Archive;
 use keyfuse::error::{Error, Result as KeyfuseResult};
-use keyfuse::query::{Answer, Door, Limits, Rows};
-use keyfuse::replay::{Settings, replay};
-use keyfuse::source::files;
+use keyfuse::query::{Answer, Limits};
 
-use super::{Outcome, Rules, runtime};
+use super::Outcome;
+use super::place::Place;
 
 /// Propose an `agents` file (TOML, on standard output) from what was seen: who used what. Read it before you use it.
 ///
 /// What an exposed credential did is left out: a thief's acts must not become the allowance.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Log files to learn from instead of the archive.
-    #[arg(long, value_name = "PATH")]
-    from: Vec<String>,
-    /// Archive to learn from: a folder or a URL.
-    #[arg(long, default_value = "keyfuse-data/archive")]
-    archive: String,
     /// Leave out what was seen fewer times than this.
     #[arg(long, default_value = "1")]
     at_least: i64,
     #[command(flatten)]
-    rules: Rules,
-    /// Option of the object store, as NAME=VALUE.
-    #[arg(long = "storage-option", value_parser = super::replay::option)]
-    storage_options: Vec<(String, String)>,
+    place: Place,
 }
 
 /// Longest list that is proposed; a longer one would allow nearly everything and is left open, with a remark.
@@ -68,28 +57,9 @@ type Seen = BTreeMap<String, BTreeMap<String, BTreeMap<String, i64>>>;
 
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let one = |error: Error| vec![error];
-    let (fingerprinter, dimensions) = (args.rules.fingerprinter()?, args.rules.dimensions()?);
-    let options: HashMap<String, String> = args.storage_options.iter().cloned().collect();
-    let runtime = runtime()?;
-    let limits = Limits::default();
-    let door = if args.from.is_empty() {
-        super::must_be_archive(&args.archive)?;
-        let archive = runtime.block_on(Archive::open(&args.archive, &options)).map_err(one)?;
-        runtime.block_on(Door::open(Rows::Archive(&archive), &dimensions, &fingerprinter, limits)).map_err(one)?
-    } else {
-        let inputs = runtime.block_on(files::resolve(&args.from, &options)).map_err(one)?;
-        let decoding = args.rules.decoding()?;
-        let settings = Settings { format: None, decoding, dimensions: dimensions.clone(), detections: &[] };
-        let rows = replay(&inputs, settings, runtime.handle(), |_, _| {})?.rows;
-        runtime.block_on(Door::open(Rows::Memory(&rows), &dimensions, &fingerprinter, limits)).map_err(one)?
-    };
-    let ask = |sql: &'static str| {
-        let door = door.clone();
-        // On the runtime's own threads: their stacks are deep enough for any plan.
-        runtime.block_on(async move { tokio::spawn(async move { door.ask(sql).await }).await }).map_err(|_| one(Error::bug("the query panicked")))?.map_err(one)
-    };
-    let by_agent = seen(&ask(BY_AGENT)?, args.at_least).map_err(one)?;
-    let by_identity = seen(&ask(BY_IDENTITY)?, args.at_least).map_err(one)?;
+    let place = args.place.open(Limits::default())?;
+    let by_agent = seen(&place.ask(BY_AGENT)?, args.at_least).map_err(one)?;
+    let by_identity = seen(&place.ask(BY_IDENTITY)?, args.at_least).map_err(one)?;
     if by_agent.is_empty() && by_identity.is_empty() {
         return Err(one(Error::user("no agent and no identity that calls AI services was seen: nothing to propose")));
     }

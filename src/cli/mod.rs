@@ -10,6 +10,7 @@ mod explain;
 mod explain_format;
 mod generate;
 mod learn;
+mod place;
 mod replay;
 mod run;
 mod sql;

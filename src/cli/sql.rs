@@ -1,22 +1,18 @@
 //! `keyfuse sql`: questions to the archive or to log files.
 
-use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use keyfuse::archive::Archive;
-use keyfuse::dimension::Dimensions;
 use keyfuse::error::Error;
 use keyfuse::function::FUNCTIONS;
 use keyfuse::query::output::{Format, write};
-use keyfuse::query::{Door, Limits, Rows};
-use keyfuse::replay::{Settings, replay};
-use keyfuse::source::files;
-use keyfuse::table::{DIMENSIONS, Memory, TABLES, VIEWS};
+use keyfuse::query::{Door, Limits};
+use keyfuse::table::{DIMENSIONS, TABLES, VIEWS};
 use rustyline::error::ReadlineError;
 
-use super::{Outcome, Rules, runtime};
+use super::Outcome;
+use super::place::Place;
 
 /// Ask SQL of the archive or of log files; a prompt without a query.
 #[derive(clap::Args)]
@@ -26,29 +22,17 @@ use super::{Outcome, Rules, runtime};
 pub struct Args {
     /// The question; without one, a prompt (or standard input, where that is no terminal).
     query: Option<String>,
-    /// Log files to ask instead of the archive.
-    #[arg(long, value_name = "PATH")]
-    from: Vec<String>,
-    /// Archive to ask: a folder or a URL.
-    #[arg(long, default_value = "keyfuse-data/archive")]
-    archive: String,
     /// How the answer is written.
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
-    /// Log format of --from.
-    #[arg(long, default_value = "auto")]
-    log_format: String,
     #[command(flatten)]
-    rules: Rules,
+    place: Place,
     /// Longest time for one question (seconds).
     #[arg(long, default_value = "300")]
     timeout: u64,
     /// Most memory for one question, such as 2GiB.
     #[arg(long, default_value = "2GiB")]
     memory: String,
-    /// Option of the object store, as NAME=VALUE.
-    #[arg(long = "storage-option", value_parser = super::replay::option)]
-    storage_options: Vec<(String, String)>,
 }
 
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
@@ -56,40 +40,16 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let memory = keyfuse::config::parse_bytes(&args.memory)
         .ok_or_else(|| one(Error::user(format!("--memory `{}`: write a size in KiB, MiB or GiB, such as 2GiB", args.memory))))?;
     let limits = Limits { memory, time: Duration::from_secs(args.timeout.max(1)) };
-    let (fingerprinter, dimensions) = (args.rules.fingerprinter()?, args.rules.dimensions()?);
-    let options: HashMap<String, String> = args.storage_options.iter().cloned().collect();
-    let runtime = runtime()?;
-    let door = match args.from.is_empty() {
-        false => {
-            let inputs = runtime.block_on(files::resolve(&args.from, &options)).map_err(one)?;
-            let decoding = args.rules.decoding()?;
-            let settings = Settings { format: args.rules.format(&args.log_format, &decoding)?, decoding, dimensions: Dimensions::default(), detections: &[] };
-            let replayed = replay(&inputs, settings, runtime.handle(), |_, _| {})?;
-            let refused: u64 = replayed.summary.rejects.values().sum();
-            if refused > 0 {
-                eprintln!("keyfuse: {refused} of {} records were refused and are not in the answer; see the table rejects", replayed.summary.records());
-            }
-            let rows: Memory = replayed.rows;
-            runtime.block_on(Door::open(Rows::Memory(&rows), &dimensions, &fingerprinter, limits)).map_err(one)?
-        }
-        true => {
-            super::must_be_archive(&args.archive)?;
-            let archive = runtime.block_on(Archive::open(&args.archive, &options)).map_err(one)?;
-            runtime.block_on(Door::open(Rows::Archive(&archive), &dimensions, &fingerprinter, limits)).map_err(one)?
-        }
-    };
+    let place = args.place.open(limits)?;
     let query = match args.query {
-        None if std::io::stdin().is_terminal() => return prompt(&runtime, &door, args.format),
+        None if std::io::stdin().is_terminal() => return prompt(&place.runtime, &place.door, args.format),
         None => Some(std::io::read_to_string(std::io::stdin()).map_err(|error| one(Error::environment("reading standard input").because(error)))?),
         query => query,
     };
-    let question = query.unwrap_or_default();
-    let asked = door.clone();
-    // On the runtime's own threads: their stacks are deep enough for any plan.
-    let answer = runtime.block_on(async move { tokio::spawn(async move { asked.ask(&question).await }).await });
+    let answer = place.ask(&query.unwrap_or_default());
     // A query that was stopped may still be busy: do not wait for it.
-    runtime.shutdown_background();
-    let answer = answer.map_err(|_| one(Error::bug("the query panicked")))?.map_err(one)?;
+    place.runtime.shutdown_background();
+    let answer = answer?;
     write(&answer, args.format, &mut std::io::stdout()).map_err(one)?;
     Ok(Outcome::Clean)
 }
