@@ -17,10 +17,11 @@ use datafusion::logical_expr::{Expr, Filter, LogicalPlan, LogicalPlanBuilder, co
 use datafusion::prelude::SessionConfig;
 use serde::Serialize;
 
+use crate::alert::{AllowList, alerts_of};
 use crate::clock::{Micros, rfc3339, spoken};
 use crate::detect::analyse::{Analysis, Class, ScanInfo};
 use crate::detect::catalog::{self, LINEAGE};
-use crate::detect::{Detection, KeyHasher, Lineage, compile, planner};
+use crate::detect::{Detection, KeyHasher, Lineage, compile, findings_of, planner};
 use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
 use crate::secret::Fingerprinter;
@@ -49,7 +50,8 @@ pub struct Seen {
     pub company: Vec<String>,
     /// Clauses between rows without which the query would have returned something.
     pub in_the_way: Vec<Clause>,
-    pub returned: bool,
+    /// Alerts that the query gives for its key, and since when they are sure.
+    pub returned: Vec<String>,
 }
 
 /// A row that took part in an alert.
@@ -86,7 +88,7 @@ impl Explainer<'_> {
     }
 
     fn rows(&self, table: &'static Table, filters: &[Expr], keys: Option<(&'static str, &[String])>, since: Micros) -> Result<Vec<RecordBatch>> {
-        let rows = self.history.rows(&LookBack { table, keys, filters, since, raw: true })?;
+        let rows = self.history.rows(&LookBack { table, keys, filters, since, columns: None })?;
         Ok(rows.into_iter().filter(|batch| batch.num_rows() > 0).collect())
     }
 
@@ -143,7 +145,7 @@ impl Explainer<'_> {
             clauses,
             company: Vec::new(),
             in_the_way: Vec::new(),
-            returned: false,
+            returned: Vec::new(),
         };
         if seen.clauses.iter().any(|clause| clause.holds != Some(true)) {
             return Ok(seen);
@@ -157,8 +159,20 @@ impl Explainer<'_> {
         }
         let plan = self.runtime.block_on(around.state().create_logical_plan(&detection.sql))?;
         let plan = around.state().optimize(&plan)?;
-        seen.returned = self.runtime.block_on(returns(&around, &plan))?;
-        if !seen.returned {
+        let batches = self.runtime.block_on(async { around.execute_logical_plan(plan.clone()).await?.collect().await })?;
+        let shared = Arc::new(detection.clone());
+        let mut findings = Vec::new();
+        for batch in &batches {
+            findings.extend(findings_of(&shared, &analysis.columns, batch)?);
+        }
+        for alert in alerts_of(&findings, AllowList::default()).all() {
+            let sure = match analysis.class {
+                Class::C3 => format!(", sure when append time has passed {}", rfc3339(alert.first_time.saturating_add(analysis.wait))),
+                _ => String::new(),
+            };
+            seen.returned.push(format!("alert {} at {}{sure}", alert.alert_id, rfc3339(alert.first_time)));
+        }
+        if seen.returned.is_empty() {
             seen.in_the_way = self.runtime.block_on(blockers(&around, &plan))?;
         }
         Ok(seen)
@@ -386,7 +400,7 @@ async fn blockers(ctx: &SessionContext, plan: &LogicalPlan) -> Result<Vec<Clause
                             let mut present = join.clone();
                             present.join_type = JoinType::Inner;
                             present.schema = Arc::new(join.left.schema().join(join.right.schema())?);
-                            let columns = present.schema.columns();
+                            let columns = if join.join_type == JoinType::LeftAnti { join.right.schema().columns() } else { join.left.schema().columns() };
                             left_out = Some(("NOT EXISTS (there is such a row)".into(), LogicalPlan::Join(present), columns));
                             return Ok(Transformed::yes(kept.as_ref().clone()));
                         }
@@ -403,12 +417,17 @@ async fn blockers(ctx: &SessionContext, plan: &LogicalPlan) -> Result<Vec<Clause
             continue;
         }
         let mut values = Vec::new();
-        let shown = LogicalPlanBuilder::from(below).project(columns.into_iter().map(Expr::Column))?.limit(0, Some(3))?.build()?;
-        for batch in ctx.execute_logical_plan(shown).await?.collect().await? {
-            let schema = batch.schema();
-            for row in 0..batch.num_rows() {
-                values.extend(values_of(&batch, row, schema.fields().iter().map(|field| field.name().as_str())));
+        // What a semi join does not give on cannot be shown.
+        let columns: Vec<Column> = columns.into_iter().filter(|column| below.schema().has_column(column)).collect();
+        if !columns.is_empty() {
+            let shown = LogicalPlanBuilder::from(below).project(columns.into_iter().map(Expr::Column))?.limit(0, Some(3))?.build()?;
+            for batch in ctx.execute_logical_plan(shown).await?.collect().await? {
+                let schema = batch.schema();
+                for row in 0..batch.num_rows() {
+                    values.extend(values_of(&batch, row, schema.fields().iter().map(|field| field.name().as_str())));
+                }
             }
+            values.dedup();
         }
         found.push(Clause { text, holds: Some(false), values });
     }

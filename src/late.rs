@@ -16,7 +16,7 @@ use crate::dimension::Dimensions;
 use crate::error::Error;
 use crate::limits;
 use crate::secret::Fingerprinter;
-use crate::table::{History, LookBack, STREAMS, Span};
+use crate::table::{History, LookBack, STREAMS, Span, Table};
 
 /// The rows that a sweep is about: those appended after `after` and up to `until`.
 #[derive(Clone, Copy, Debug)]
@@ -46,9 +46,11 @@ pub fn sweep(detections: &[Detection], window: Window, history: &dyn History, sp
     let time = |time: Micros| lit(ScalarValue::TimestampMicrosecond(Some(time), Some("UTC".into())));
     let filters: Vec<Expr> = vec![col("late").eq(lit(true)), col("append_time").gt(time(window.after)), col("append_time").lt_eq(time(window.until))];
     let raw = detections.iter().any(|detection| detection.sql.contains("raw"));
+    let wanted = |table: &Table| (0..table.columns.len()).filter(|column| raw || table.columns[*column].name != "raw").collect::<Vec<_>>();
     let (mut rows, mut count) = (Vec::new(), 0);
     for table in STREAMS {
-        let ask = LookBack { table, keys: None, filters: &filters, since: Micros::MIN, raw };
+        let columns = wanted(table);
+        let ask = LookBack { table, keys: None, filters: &filters, since: Micros::MIN, columns: Some(&columns) };
         for batch in history.rows(&ask).map_err(one)?.into_iter().filter(|batch| batch.num_rows() > 0) {
             count += batch.num_rows();
             rows.push((*table, batch));

@@ -39,3 +39,6 @@ pub const SQL_NESTING: usize = 48;
 
 /// Late rows that one sweep looks at.
 pub const SWEPT_ROWS: usize = 1_000_000;
+
+/// Kept rows that one tick of the running service looks at: some tenths of a second of work.
+pub const TICK_ROWS: usize = 200_000;

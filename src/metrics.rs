@@ -21,6 +21,8 @@ pub struct Metrics {
     pub held: IntCounterVec,
     pub retracted: IntCounterVec,
     pub undecided: IntGauge,
+    pub pending: IntGauge,
+    pub shadow: IntGauge,
     pub late_sweeps: IntCounter,
     pub late_sweep_failures: IntCounter,
     pub progress: Gauge,
@@ -79,6 +81,8 @@ impl Metrics {
             held: counters("keyfuse_alerts_held_total", "New alerts that are archived but not delivered", &["detection", "reason"])?,
             retracted: counters("keyfuse_alerts_retracted_total", "Alerts that were told early and taken back", &["detection"])?,
             undecided: gauge("keyfuse_undecided_keys", "Keys with results that wait for rows which may still come")?,
+            pending: gauge("keyfuse_pending_keys", "Keys that are still to be looked at: more than one tick's work has arrived")?,
+            shadow: gauge("keyfuse_detections_in_shadow", "Detections whose alerts are not delivered until they are promoted")?,
             late_sweeps: counter("keyfuse_late_sweeps_total", "Sweeps for what late rows add")?,
             late_sweep_failures: counter("keyfuse_late_sweep_failures_total", "Sweeps that failed")?,
             progress: register(

@@ -31,6 +31,7 @@ use crate::detect::{Detection, Engine, Finding, read_folder};
 use crate::dimension::{Dimensions, Statement};
 use crate::error::{At, Error, Fault, Result};
 use crate::late::Window;
+use crate::limits;
 use crate::metrics::Metrics;
 use crate::schedule;
 use crate::secret::Fingerprinter;
@@ -135,7 +136,7 @@ impl Service {
         runtime.block_on(take_statements(&archive, &listener, &mut stated, fresh, decided_to)).map_err(one)?;
         let World { dimensions, networks, mut allow, allow_in_files } = World::read(config, &stated)?;
         let dimensions = Arc::new(dimensions);
-        let mut engine = Engine::new(&detections, &fingerprinter, &dimensions)?.with_residue_budget(config.residue_budget);
+        let mut engine = Engine::new(&detections, &fingerprinter, &dimensions)?.with_residue_budget(config.residue_budget).with_tick_rows(limits::TICK_ROWS);
         engine.begin(&spans);
         let decoding = decode::Settings {
             fingerprinter: fingerprinter.clone(),
@@ -471,7 +472,9 @@ impl Worker {
     fn work(&mut self, events: &Receiver<Event>, orders: &Receiver<Order>) -> Result<()> {
         loop {
             self.obey(orders)?;
-            match events.recv_timeout(Duration::from_millis(50)) {
+            // What is still to be looked at does not wait for a message.
+            let wait = if self.engine.pending() > 0 { Duration::ZERO } else { Duration::from_millis(50) };
+            match events.recv_timeout(wait) {
                 Ok(Event::Poll(poll)) => self.poll(poll)?,
                 Ok(Event::Assigned(starts)) => self.assigned(starts)?,
                 Ok(Event::Revoked(done)) => {
@@ -487,7 +490,7 @@ impl Worker {
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if self.passed.elapsed() >= PASS_EVERY {
+            if self.passed.elapsed() >= PASS_EVERY || self.engine.pending() > 0 {
                 self.pass_time(None)?;
             }
             self.tell_updates(false)?;
@@ -534,6 +537,8 @@ impl Worker {
     }
 
     fn note_rollouts(&self, rollouts: impl IntoIterator<Item = Rollout>) -> Result<()> {
+        let shadow = self.detections.values().filter(|detection| self.rollouts.is_shadow(detection.id)).count();
+        self.metrics.shadow.set(shadow as i64);
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
         rollouts.into_iter().try_for_each(|rollout| log.rollout(&rollout))
     }
@@ -653,7 +658,7 @@ impl Worker {
         let detections: Vec<Detection> = self.detections.values().map(|detection| Detection::clone(detection)).collect();
         let engine = Engine::new(&detections, &self.fingerprinter, &self.dimensions);
         let engine = engine.map_err(|errors| errors.into_iter().next().unwrap_or_else(|| Error::bug("no engine")))?;
-        let mut engine = engine.with_residue_budget(self.config.residue_budget);
+        let mut engine = engine.with_residue_budget(self.config.residue_budget).with_tick_rows(limits::TICK_ROWS);
         engine.begins_as(&self.engine);
         engine.advance(since.unwrap_or(Micros::MIN));
         engine.restore(&self.past, since)?;
@@ -713,6 +718,7 @@ impl Worker {
             self.decided = self.decided.max(Some(progress));
             self.metrics.progress.set(progress as f64 / 1e6);
             self.metrics.undecided.set(self.engine.undecided() as i64);
+            self.metrics.pending.set(self.engine.pending() as i64);
             self.engine.let_go(&self.past)?;
             self.book.forget_before(progress - ALERTS_STAY);
         }
@@ -1011,6 +1017,9 @@ impl Worker {
 
     fn close(&mut self) -> Result<()> {
         self.decide(None)?;
+        while self.engine.pending() > 0 {
+            self.decide(None)?;
+        }
         self.flush_and_wait()?;
         self.source.commit(&self.positions, true);
         Ok(())
@@ -1076,7 +1085,9 @@ impl Worker {
     fn reload(&mut self) {
         let outcome = read_folder(&self.config.detections).and_then(|detections| {
             let mut world = World::read(&self.config, &self.stated)?;
-            let engine = Engine::new(&detections, &self.fingerprinter, &world.dimensions)?.with_residue_budget(self.config.residue_budget);
+            let engine = Engine::new(&detections, &self.fingerprinter, &world.dimensions)?
+                .with_residue_budget(self.config.residue_budget)
+                .with_tick_rows(limits::TICK_ROWS);
             world.allow_in_files.fits(&engine)?;
             tell_left_out(world.allow.keep_fitting(&engine));
             Ok((detections, engine, world))
@@ -1087,8 +1098,8 @@ impl Worker {
             engine.restore(&self.past, self.decided.or(Some(self.decided_to.saturating_sub(clock::DAY)))).map_err(|error| vec![error])?;
             self.metrics.know_detections(&names_of(&detections));
             let fresh = self.rollouts.load(detections.iter(), clock::now());
-            self.note_rollouts(fresh).map_err(|error| vec![error])?;
             self.detections = detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect();
+            self.note_rollouts(fresh).map_err(|error| vec![error])?;
             self.engine = engine;
             self.settle_in(world);
             self.decide(None).map_err(|error| vec![error])

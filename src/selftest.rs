@@ -157,6 +157,8 @@ fn flat(alert: &Alert) -> Value {
     all.insert("level".into(), alert.level.clone().into());
     all.insert("findings".into(), alert.findings().into());
     all.insert("first_time".into(), crate::clock::rfc3339(alert.first_time).into());
+    all.insert("last_time".into(), crate::clock::rfc3339(alert.last_time()).into());
+    all.insert("status".into(), alert.status.name().into());
     serde_json::json!(all.into_iter().collect::<std::collections::BTreeMap<_, _>>())
 }
 

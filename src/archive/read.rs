@@ -144,9 +144,12 @@ impl History for ArchiveHistory {
             let ctx = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(1));
             table.register_store(&ctx);
             let mut rows = ctx.read_table(Arc::new(table)).map_err(Error::from)?;
-            if !ask.raw && ask.table.column("raw").is_some() {
-                let column = |c: &Column| if c.name == "raw" { lit(ScalarValue::Utf8View(None)).alias("raw") } else { col(c.name) };
-                rows = rows.select(ask.table.columns.iter().map(column).collect::<Vec<_>>())?;
+            if let Some(wanted) = ask.columns {
+                let column = |(index, column): (usize, &Column)| match wanted.contains(&index) {
+                    true => Ok(col(column.name)),
+                    false => Ok(lit(ScalarValue::try_from(column.kind.arrow())?).alias(column.name)),
+                };
+                rows = rows.select(ask.table.columns.iter().enumerate().map(column).collect::<DfResult<Vec<_>>>()?)?;
             }
             if ask.since > i64::MIN {
                 rows = rows.filter(col("event_time").gt_eq(lit(ScalarValue::TimestampMicrosecond(Some(ask.since), Some("UTC".into())))))?;

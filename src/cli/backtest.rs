@@ -15,7 +15,7 @@ use keyfuse::error::Error;
 use keyfuse::late::{Settings, Window, sweep};
 use keyfuse::schedule::{self, Past};
 use keyfuse::secret::Fingerprinter;
-use keyfuse::table::Span;
+use keyfuse::table::{DIMENSIONS, Span};
 
 use super::place::on_deep_stacks;
 use super::terminal::{Style, coloured};
@@ -106,6 +106,13 @@ impl OpenPast {
     pub fn alerts(&self, detections: &[Detection], late: bool) -> Result<(AlertBook, Engine), Vec<Error>> {
         let one = |error: Error| vec![error];
         let mut engine = Engine::new(detections, &self.fingerprinter, &self.dimensions)?;
+        for table in DIMENSIONS.iter().filter(|table| !self.dimensions.knows(table)) {
+            let blind: Vec<&str> =
+                engine.detections().filter(|(_, analysis)| analysis.required.contains(table.name)).map(|(detection, _)| detection.name.as_str()).collect();
+            if !blind.is_empty() {
+                eprintln!("keyfuse: no {} are stated (--{}, or a topic): {} find nothing without them", table.name, table.name, blind.join(" "));
+            }
+        }
         // What time has not made sure yet is told as provisional, where its detection is told early, or counted as undecided.
         engine.advance(self.span().map_or(Micros::MIN, |(_, last)| last));
         engine.backtest(&self.history, self.from).map_err(one)?;

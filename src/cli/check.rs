@@ -39,10 +39,11 @@ fn admission(place: &str, detections: &[Detection], rules: &Rules) -> Result<(),
     let all = OpenPast::open(place, &[], rules, (Micros::MIN, Micros::MAX))?;
     let Some((first, last)) = all.span() else { return Err(vec![Error::user(format!("{place}: it holds no rows to measure on"))]) };
     let from = first.max(last.saturating_sub(ADMISSION));
-    let past = OpenPast::open(place, &[], rules, (from, Micros::MAX))?;
+    // Where all of it is looked at, buckets that begin before the first row count too.
+    let past = OpenPast::open(place, &[], rules, (if from == first { Micros::MIN } else { from }, Micros::MAX))?;
     let days = (last - from) as f64 / DAY as f64;
     if days < 1.0 {
-        println!("\nless than a day of rows: alerts per day are a guess from it");
+        println!("\nless than a day of rows: alerts per day are a guess from it (from an hour at least)");
     }
     println!(
         "\nover {} of {place}\n{:<8} {:>5} {:>12} {:>12} {:>10} {:>8}",

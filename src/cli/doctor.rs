@@ -54,7 +54,9 @@ fn page(report: &Report, detections: usize) {
         for (number, gap) in gaps.iter().enumerate() {
             println!("{:>3}. {}: {}", number + 1, style.bold(gap.name), gap.evidence);
             list(&gap.places, 6, |places| println!("     {places}"));
-            list(&gap.detections, 12, |names| println!("     blind or half blind, of {detections}: {names}"));
+            list(&gap.detections, 12, |names| {
+                println!("     {}, of {detections}: {names}", if gap.proven { "blind or half blind" } else { "it would matter to" })
+            });
             println!("     {}", style.dim(&gap.switch_on));
         }
     }

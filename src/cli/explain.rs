@@ -61,7 +61,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     }
     let door = runtime.block_on(Door::open(Rows::Archive(&archive), &dimensions, &fingerprinter, Limits::default())).map_err(one)?;
     let sql = format!(
-        "SELECT alert_id, detection, alert_key, payload, evidence, first_time, status, decided_at, revision FROM alert_revisions WHERE alert_id LIKE '{wanted}%' ORDER BY alert_id, revision"
+        "SELECT alert_id, detection, alert_key, payload, evidence, first_time, status, decided_at, revision, level, held, late FROM alert_revisions WHERE alert_id LIKE '{wanted}%' ORDER BY alert_id, revision"
     );
     let answer = on_deep_stacks(&runtime, async move { door.ask(&sql).await })?;
     let ids: std::collections::BTreeSet<String> = (0..answer.rows()).map(|row| text(&answer, row, 0)).collect();
@@ -81,6 +81,12 @@ fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Expl
     // Evidence may lie as far back as the longest memory of any detection.
     let since = moment(answer, last, 5).map_or(Micros::MIN, |first| first - 400 * DAY);
     println!("{} {}  {}", style.bold(&detection.name), style.bold(&detection.title), text(answer, last, 2));
+    let held = match text(answer, last, 10) {
+        why if why.is_empty() => "delivered".to_owned(),
+        why => format!("not delivered: {why}"),
+    };
+    let late = if text(answer, last, 11) == "true" { ", from late rows" } else { "" };
+    println!("{}, {}, {held}{late}", text(answer, last, 9), text(answer, last, 6));
     println!("\n{}", style.bold("What it says"));
     let payload: std::collections::BTreeMap<String, serde_json::Value> = serde_json::from_str(&text(answer, last, 3)).unwrap_or_default();
     for (name, value) in payload.iter().filter(|(_, value)| !value.is_null()) {
@@ -94,7 +100,11 @@ fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Expl
             "\n{} (class {:?}, decided {})",
             style.bold("What it asks"),
             analysis.class,
-            if analysis.wait > 0 { format!("{} after the alert's time", spoken(analysis.wait)) } else { "when the row arrives".into() }
+            if analysis.wait > 0 {
+                format!("{} after the alert's time{}", spoken(analysis.wait), if detection.early { ", told early before" } else { "" })
+            } else {
+                "when the row arrives".into()
+            }
         );
         for clause in clauses(&analysis) {
             println!("  {clause}");
@@ -102,7 +112,7 @@ fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Expl
         for threshold in &analysis.thresholds {
             println!("  {} = {}  {}", threshold.name, threshold.value, style.dim(&threshold.source));
         }
-        println!("\n{}", style.bold("The rows (evidence; `more` in the alert shows all)"));
+        println!("\n{}", style.bold("The rows (its evidence: up to ten event ids, the smallest)"));
         for part in &parts {
             println!("  {}  scan {} {} {}  {}", part.event_time, part.scan, part.table, part.event_id, style.dim(&format!("appended {}", part.append_time)));
             let values: Vec<String> = part.values.iter().map(|(name, value)| format!("{name} = {value}")).collect();
@@ -133,13 +143,16 @@ fn why_not(style: &Style, detection: &Detection, event_id: &str, seen: &[Seen]) 
             println!("  looked at, under {name} = {value}");
         }
         seen.company.iter().for_each(|line| println!("  {line}"));
-        match (seen.returned, seen.in_the_way.is_empty()) {
-            (true, _) => println!("  the query does return something for it: look for the alert, in the allow-list, and for later rows"),
-            (false, false) => {
+        for alert in &seen.returned {
+            println!("  the query does return something for it: {alert}; if it is not there, look in the allow-list, and for results that are not sure yet");
+        }
+        match (seen.returned.is_empty(), seen.in_the_way.is_empty()) {
+            (false, _) => {}
+            (true, false) => {
                 println!("  the query returns nothing; without any one of these it would:");
                 seen.in_the_way.iter().for_each(|clause| show(style, clause));
             }
-            (false, true) => println!("  the query returns nothing, and no single clause is to blame: a partner is missing, or several clauses fail"),
+            (true, true) => println!("  the query returns nothing, and no single clause is to blame: a partner is missing, or several clauses fail"),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
-use keyfuse::alert::Alert;
+use keyfuse::alert::{Alert, Status};
 use keyfuse::clock::parse_time;
 use keyfuse::clock::{Micros, rfc3339, spoken};
 use keyfuse::detect::Detection;
@@ -55,6 +55,15 @@ impl Style {
         if let Some(exposed) = alert.column("exposed_at").and_then(|text| parse_time(&text)) {
             let (gap, word) = if since < exposed { (exposed - since, "before") } else { (since - exposed, "after") };
             facts.push(format!("{} {word} exposure", spoken(gap)));
+        }
+        if alert.status == Status::Provisional || alert.status == Status::Retracted {
+            facts.push(if alert.status == Status::Provisional { "provisional: rows that still come may take it back".into() } else { "taken back".into() });
+        }
+        if alert.late {
+            facts.push("from rows that came late".into());
+        }
+        if let Some(held) = alert.held {
+            facts.push(format!("not delivered: {}", held.name()));
         }
         if let Some(delay) = delay {
             facts.push(format!("alerted {} after the row arrived", spoken(delay.max(0))));

@@ -810,8 +810,13 @@ impl Walk {
                 let after = distance[clock][alert.clock].map(|d| (d - alert.lo).max(0));
                 let (Some(before), Some(after)) = (before, after) else {
                     let table = &self.scans[number].table;
+                    let missing = match (before.is_none(), after.is_none()) {
+                        (true, true) => "how long before and how long after",
+                        (true, false) => "how long before",
+                        (false, _) => "how long after",
+                    };
                     return Err(format!(
-                        "no time bound between alert_time and {table} (scan {}): add one on both sides, such as `{table}.event_time BETWEEN other.event_time - INTERVAL '17 minutes' AND other.event_time`",
+                        "no time bound between alert_time and {table} (scan {}): nothing says {missing} it its rows may lie; both sides need one, such as `{table}.event_time BETWEEN other.event_time - INTERVAL '17 minutes' AND other.event_time`",
                         number + 1
                     ));
                 };
@@ -829,11 +834,12 @@ impl Walk {
             wait = wait.max(scan.ahead + delay);
             if scan.ahead + delay > LONGEST_WAIT {
                 return Err(format!(
-                    "what is absent from {} is sure only {} later ({} of window, {} of allowed lateness): too long to wait for; ask on a schedule, with `schedule: 1h` and `over: 28d` in the front matter",
+                    "what is absent from {} is sure only {} later ({} of window, {} of allowed lateness): more than {}, too long to wait for; ask on a schedule, with `schedule: 1h` and `over: 28d` in the front matter",
                     scan.table,
                     spoken(scan.ahead + delay),
                     spoken(scan.ahead),
-                    spoken(delay)
+                    spoken(delay),
+                    spoken(LONGEST_WAIT)
                 ));
             }
         }

@@ -139,6 +139,10 @@ pub struct Engine {
     ready: Vec<Finding>,
     runtime: tokio::runtime::Runtime,
     residue_budget: usize,
+    /// Kept rows that one tick looks at, at most; the rest waits for the next.
+    tick_rows: usize,
+    /// The detection that the next tick begins with.
+    next: usize,
     /// Things that went wrong and are worth telling: detection and message.
     problems: Vec<(String, String)>,
     /// Late rows take part: only while their keys are swept.
@@ -199,6 +203,8 @@ impl Engine {
             ready: Vec::new(),
             runtime,
             residue_budget: usize::MAX,
+            tick_rows: usize::MAX,
+            next: 0,
             problems: Vec::new(),
             with_late: false,
             progress: Micros::MIN,
@@ -217,6 +223,18 @@ impl Engine {
     pub fn with_residue_budget(mut self, bytes: usize) -> Self {
         self.residue_budget = bytes;
         self
+    }
+
+    /// Bounds the kept rows that one tick looks at, so that no detection, however many rows its keys have, holds up the others for long:
+    /// what does not fit stays dirty, and is looked at once, however much arrives meanwhile.
+    pub fn with_tick_rows(mut self, rows: usize) -> Self {
+        self.tick_rows = rows;
+        self
+    }
+
+    /// Keys that are still to be looked at.
+    pub fn pending(&self) -> usize {
+        self.live.iter().filter(|live| live.suspended.is_none()).map(|live| live.dirty.len()).sum()
     }
 
     fn register(&mut self, ctx: &SessionContext, compiled: Compiled, dimensions: &Dimensions) -> Result<()> {
@@ -384,9 +402,15 @@ impl Engine {
     /// The history cannot be read.
     pub fn tick(&mut self, history: &dyn History) -> Result<Vec<Finding>> {
         self.resolve_links()?;
-        for number in 0..self.live.len() {
+        let (count, first, mut left) = (self.live.len(), self.next, self.tick_rows);
+        for number in (first..count).chain(0..first.min(count)) {
             if !self.live[number].dirty.is_empty() && self.live[number].suspended.is_none() {
-                self.evaluate(number, history)?;
+                left = left.saturating_sub(self.evaluate(number, history, left)?);
+                if left == 0 {
+                    // Each detection has its turn to be first.
+                    self.next = (number + 1) % count;
+                    break;
+                }
             }
         }
         self.keep_budget();
@@ -409,7 +433,7 @@ impl Engine {
             let scan = &self.live[number].analysis.scans[scan];
             let Some(table) = by_name(&scan.table) else { continue };
             let filters = scan.filters.clone();
-            for batch in history.rows(&LookBack { table, keys: None, filters: &filters, since, raw: true })? {
+            for batch in history.rows(&LookBack { table, keys: None, filters: &filters, since, columns: None })? {
                 self.decide_rows(number, table, &batch)?;
             }
         }
@@ -443,9 +467,10 @@ impl Engine {
                 continue;
             }
             let reach = entry.retention.iter().map(|r| r.stay).max().unwrap_or(0);
-            let raw = needs_raw(entry.store.table(), entry.store.projection(), &entry.filters);
+            let columns = entry.columns();
             let since = since.unwrap_or(Micros::MIN).saturating_sub(reach);
-            let batches = history.rows(&LookBack { table: entry.store.table(), keys: None, filters: &entry.filters.clone(), since, raw })?;
+            let batches =
+                history.rows(&LookBack { table: entry.store.table(), keys: None, filters: &entry.filters.clone(), since, columns: Some(&columns) })?;
             for batch in batches {
                 self.fill(number, &batch, None)?;
                 let entry = &mut self.stores[number];
@@ -459,7 +484,9 @@ impl Engine {
     }
 
     fn restore_links(&mut self, history: &dyn History) -> Result<()> {
-        let links = history.rows(&LookBack { table: self.links.table, keys: None, filters: &self.links.filters.clone(), since: Micros::MIN, raw: false })?;
+        let columns = columns_of(self.links.table, &self.links.projection, &self.links.filters, None);
+        let ask = LookBack { table: self.links.table, keys: None, filters: &self.links.filters.clone(), since: Micros::MIN, columns: Some(&columns) };
+        let links = history.rows(&ask)?;
         for batch in links {
             let pass = pass_of(&mut self.passes, self.links.table)?;
             let mask = pass.filter.over(&batch).rows_of(self.links.scan)?;
@@ -514,12 +541,12 @@ impl Engine {
                 let entry = &self.stores[*store];
                 let Some(key) = key_name(entry.store.table(), self.live[number].analysis.scans[*scan].key.as_deref()) else { continue };
                 let (table, filters) = (entry.store.table(), entry.filters.clone());
-                let raw = needs_raw(table, entry.store.projection(), &filters);
+                let columns = entry.columns();
                 let since = first.saturating_sub(reach);
-                let mut rows = history.rows(&LookBack { table, keys: Some((key, &names)), filters: &filters, since, raw })?;
+                let mut rows = history.rows(&LookBack { table, keys: Some((key, &names)), filters: &filters, since, columns: Some(&columns) })?;
                 if keys.contains(&NULL_KEY) {
                     let without_key: Vec<Expr> = filters.iter().cloned().chain([datafusion::logical_expr::col(key).is_null()]).collect();
-                    rows.extend(history.rows(&LookBack { table, keys: None, filters: &without_key, since, raw })?);
+                    rows.extend(history.rows(&LookBack { table, keys: None, filters: &without_key, since, columns: Some(&columns) })?);
                 }
                 for batch in rows {
                     self.fill(*store, &batch, Some(&keys))?;
@@ -572,10 +599,14 @@ impl Engine {
         if self.progress == Micros::MIN {
             return Ok(());
         }
-        for live in self.live.iter_mut().filter(|live| live.analysis.class == Class::C3) {
+        for live in self.live.iter_mut().filter(|live| live.analysis.class == Class::C3 && live.dirty.is_empty()) {
             live.floor = live.floor.max(self.progress.saturating_sub(live.settles_after));
         }
         for entry in &mut self.stores {
+            // What is still to be looked at needs its rows.
+            if entry.users.iter().any(|user| !self.live[*user].dirty.is_empty()) {
+                continue;
+            }
             let horizon = entry.horizon(self.progress, history.is_kept());
             if entry.store.is_presence() {
                 let condense = entry.retention.iter().filter_map(|r| r.condense).min().unwrap_or(0);
@@ -599,9 +630,9 @@ impl Engine {
         self.arrived.extend(spans.iter().map(|(table, (_, last))| (table.name, *last)));
     }
 
-    /// Detections that are switched off or have failed: that they say no more of an alert means nothing.
+    /// Detections that are switched off, have failed or are behind: that they say no more of an alert means nothing.
     pub fn unsure(&self) -> HashSet<&str> {
-        self.live.iter().filter(|live| live.failed || live.suspended.is_some()).map(|live| live.detection.name.as_str()).collect()
+        self.live.iter().filter(|live| live.failed || live.suspended.is_some() || !live.dirty.is_empty()).map(|live| live.detection.name.as_str()).collect()
     }
 
     /// Takes what is now known of the own world. Rows that came before it held are not judged by it, so nothing is decided again.
@@ -659,10 +690,17 @@ impl Engine {
         Ok(())
     }
 
-    fn evaluate(&mut self, number: usize, history: &dyn History) -> Result<()> {
+    /// Looks at dirty keys with no more than so many kept rows, but at one at least; gives how many there were.
+    fn evaluate(&mut self, number: usize, history: &dyn History, rows: usize) -> Result<usize> {
         let dirty = std::mem::take(&mut self.live[number].dirty);
-        let whole = std::mem::take(&mut self.live[number].whole);
-        let families = self.families(number, &dirty);
+        let mut whole = std::mem::take(&mut self.live[number].whole);
+        let mut families = self.families(number, &dirty);
+        let (used, later) = if rows == usize::MAX { (0, HashSet::new()) } else { self.postpone(number, &mut families, rows) };
+        let later_whole: HashSet<Key> = match self.live[number].analysis.class {
+            // Rows that are new to a key that waits will not be new to the detection when its turn comes.
+            Class::C1 => later.clone(),
+            _ => whole.extract_if(|key| later.contains(key)).collect(),
+        };
         let loaded = self.load(number, &families, history)?;
         let live = &self.live[number];
         let mut keys: HashSet<Key> = HashSet::new();
@@ -701,8 +739,26 @@ impl Engine {
             }
         }
         // Loading past rows marked their keys dirty; they have just been evaluated.
-        live.dirty.clear();
-        Ok(())
+        (live.dirty, live.whole) = (later, later_whole);
+        Ok(used)
+    }
+
+    /// Takes families out until the rest has no more than so many rows; gives the rows of the rest, and the keys that were taken out.
+    fn postpone(&mut self, number: usize, families: &mut Vec<HashSet<Key>>, rows: usize) -> (usize, HashSet<Key>) {
+        let live = &self.live[number];
+        // In another order each time, or the same keys would always wait.
+        let salt = live.runs.wrapping_mul(2) | 1;
+        families.sort_unstable_by_key(|family| family.iter().min().map_or(0, |key| key.wrapping_mul(salt)));
+        let rows_of = |family: &HashSet<Key>| live.stores().map(|store| self.stores[store].store.count(family)).sum::<usize>();
+        let mut used = 0;
+        let fits = families.iter().take_while(|family| {
+            let before = used;
+            used += rows_of(family);
+            before < rows
+        });
+        let fits = fits.count().max(1).min(families.len());
+        let later = families.split_off(fits);
+        (used, later.into_iter().flatten().collect())
     }
 
     fn run_apart_if_it_fails(&mut self, number: usize, keys: &HashSet<Key>, from: &[u64]) -> Result<()> {
@@ -721,10 +777,12 @@ impl Engine {
         let live = &mut self.live[number];
         let is_new = |finding: &Finding| finding.standing == Standing::Open && Arc::ptr_eq(&finding.detection, &live.detection);
         let found = self.ready.split_off(self.ready.iter().position(is_new).unwrap_or(self.ready.len()));
+        // What was fetched is whole until something of it is let go of.
+        let is_whole = just_loaded || (!live.stale && live.fetches_what_it_waits_for());
         let begins = live.begins(&self.begins);
         let mut look_again: Option<Micros> = None;
         for mut finding in found {
-            if finding.alert_time < live.floor && !just_loaded {
+            if finding.alert_time < live.floor && !is_whole {
                 continue;
             }
             let final_at = finding.alert_time.saturating_add(live.analysis.wait);
@@ -741,6 +799,8 @@ impl Engine {
                 self.ready.push(finding);
             }
         }
+        let told = self.ready.iter().rev().take_while(|finding| Arc::ptr_eq(&finding.detection, &live.detection)).count();
+        live.note_found(told);
         if let Some(at) = look_again {
             live.timers.entry(at).or_default().extend(keys);
         }
@@ -812,8 +872,14 @@ impl Engine {
         self.live[number].loaded.extend(&wanted);
         for (store, key) in probed {
             let entry = &self.stores[store];
-            let raw = needs_raw(entry.store.table(), entry.store.projection(), &entry.filters);
-            let ask = LookBack { table: entry.store.table(), keys: Some((key, &names)), filters: &entry.filters.clone(), since: Micros::MIN, raw };
+            let columns = entry.columns();
+            let ask = LookBack {
+                table: entry.store.table(),
+                keys: Some((key, &names)),
+                filters: &entry.filters.clone(),
+                since: Micros::MIN,
+                columns: Some(&columns),
+            };
             for batch in history.rows(&ask)? {
                 self.fill(store, &batch, Some(&wanted))?;
             }
@@ -984,6 +1050,11 @@ impl Live {
         self.feeds.iter().filter_map(|feed| if let Feed::Store { store, .. } = feed { Some(*store) } else { None })
     }
 
+    fn note_found(&mut self, found: usize) {
+        self.findings += found as u64;
+        *(if found == 0 { &mut self.last_near_miss } else { &mut self.last_finding }) = self.last_candidate;
+    }
+
     fn note_candidates(&mut self, rows: usize, at: Micros) {
         if rows > 0 {
             self.candidates += rows as u64;
@@ -997,6 +1068,12 @@ impl Live {
         if scans.any(|(feed, scan)| matches!(feed, Feed::Store { store: fed, .. } if *fed == store) && !scan.silent) {
             self.dirty.extend(keys.iter().copied());
         }
+    }
+
+    /// Class C3: whether what takes results back is fetched by key, and not kept for a time only.
+    fn fetches_what_it_waits_for(&self) -> bool {
+        let fetched = |feed: &Feed| matches!(feed, Feed::Store { probed: true, .. });
+        self.feeds.iter().zip(&self.analysis.scans).all(|(feed, scan)| !scan.waits || fetched(feed))
     }
 
     /// From when on the past that results are measured against is there whole.
@@ -1042,9 +1119,9 @@ impl Live {
             Ok(found) => {
                 let before = ready.len();
                 ready.extend(found.into_iter().flatten());
-                let found = ready.len() - before;
-                self.findings += found as u64;
-                *(if found == 0 { &mut self.last_near_miss } else { &mut self.last_finding }) = self.last_candidate;
+                if self.analysis.class != Class::C3 {
+                    self.note_found(ready.len() - before);
+                }
             }
             Err(error) => {
                 self.failed = true;
@@ -1056,6 +1133,10 @@ impl Live {
 }
 
 impl StoreEntry {
+    fn columns(&self) -> Vec<usize> {
+        columns_of(self.store.table(), self.store.projection(), &self.filters, Some(self.store.key_column()))
+    }
+
     /// Rows before this are of no more use.
     fn horizon(&self, progress: Micros, history_is_kept: bool) -> Micros {
         let until = |r: &Retention| {
@@ -1081,10 +1162,15 @@ impl Links {
     }
 }
 
-/// Whether a scan reads the raw record: most do not, and it is most of the bytes.
-fn needs_raw(table: &'static Table, projection: &[usize], filters: &[Expr]) -> bool {
-    let selected = projection.iter().any(|index| table.columns[*index].name == "raw");
-    selected || filters.iter().any(|filter| filter.column_refs().iter().any(|column| column.name() == "raw"))
+/// The columns of a table that a scan needs: of its rows most are not, and the raw record is most of the bytes.
+fn columns_of(table: &'static Table, projection: &[usize], filters: &[Expr], key: Option<usize>) -> Vec<usize> {
+    let named = |name: &str| table.columns.iter().position(|column| column.name == name);
+    let filtered = filters.iter().flat_map(|filter| filter.column_refs().into_iter().filter_map(|column| named(column.name())).collect::<Vec<_>>());
+    let always = [system::EVENT_TIME, system::APPEND_TIME, system::EVENT_ID, system::LATE];
+    let mut columns: Vec<usize> = projection.iter().copied().chain(filtered).chain(always).chain(key).collect();
+    columns.sort_unstable();
+    columns.dedup();
+    columns
 }
 
 type ScanParts = (String, Vec<usize>, Vec<Expr>);

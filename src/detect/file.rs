@@ -157,6 +157,12 @@ impl Detection {
             (Some(every), Some(over)) => Some(Schedule { every: length("schedule", every)?, over: length("over", over)? }),
             _ => return Err(fail(1, "schedule and over belong together: how often it is asked, and how far back it sees".into())),
         };
+        if schedule.is_some_and(|schedule| schedule.over < schedule.every) {
+            return Err(fail(1, "over is shorter than schedule: what lies between two looks would never be seen".into()));
+        }
+        if schedule.is_some() && head.early {
+            return Err(fail(1, "early has no meaning with a schedule: what is asked over the archive is final".into()));
+        }
         let body = Body::read(text).map_err(|(line, message)| fail(line, message))?;
         let (sql_line, sql) = body.sql.ok_or_else(|| fail(1, "no ```sql block".into()))?;
         for section in SECTIONS {

@@ -70,7 +70,7 @@ pub async fn compile(ctx: &SessionContext, detection: &Arc<Detection>) -> Result
     let place = || format!("{}:{}", detection.path.display(), detection.sql_line);
     let refuse = |message: String| Error::user(format!("{}: {message}", place()));
     let state = ctx.state();
-    let raw = state.create_logical_plan(&detection.sql).await.map_err(|error| refuse(error.strip_backtrace()))?;
+    let raw = state.create_logical_plan(&detection.sql).await.map_err(|error| refuse(error.strip_backtrace().replace("datafusion.public.", "")))?;
     if !matches!(
         raw,
         LogicalPlan::Projection(_)
@@ -95,12 +95,15 @@ pub async fn compile(ctx: &SessionContext, detection: &Arc<Detection>) -> Result
             "{what} only in a detection that is asked over the archive: give it `schedule: 15m` and `over: 1d` in the front matter (class C4)"
         )));
     }
-    let optimised = state.optimize(&raw).map_err(|error| refuse(error.strip_backtrace()))?;
+    let optimised = state.optimize(&raw).map_err(|error| refuse(error.strip_backtrace().replace("datafusion.public.", "")))?;
     if has_subquery(&optimised) {
         return Err(refuse("a scalar subquery over a stream depends on all rows at once (class C4): write a join or EXISTS, or ask on a schedule, with `schedule: 15m` and `over: 1d` in the front matter".into()));
     }
     let analysis = Analysis { thresholds, ..analyse::analyse(&optimised, &declared).map_err(refuse)? };
-    let plan = keep(ctx, optimised).await.map_err(|error| refuse(error.strip_backtrace()))?;
+    if detection.early && analysis.class < analyse::Class::C3 {
+        return Err(refuse(format!("early has no meaning in class {:?}: it is told at once, and nothing takes it back", analysis.class)));
+    }
+    let plan = keep(ctx, optimised).await.map_err(|error| refuse(error.strip_backtrace().replace("datafusion.public.", "")))?;
     if plan.slots.len() != analysis.scans.len() {
         return Err(Error::bug(format!("{}: {} scans analysed, {} planned", place(), analysis.scans.len(), plan.slots.len())));
     }

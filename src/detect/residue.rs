@@ -127,6 +127,11 @@ impl Store {
         self.chunks.iter().map(|chunk| chunk.rows.num_rows()).sum()
     }
 
+    /// Rows of these keys.
+    pub fn count(&self, keys: &HashSet<Key>) -> usize {
+        keys.iter().filter_map(|key| self.by_key.get(key)).map(Vec::len).sum()
+    }
+
     /// Most rows under one key.
     pub fn largest_key(&self) -> usize {
         self.by_key.values().map(Vec::len).max().unwrap_or(0)

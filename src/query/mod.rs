@@ -186,7 +186,7 @@ impl Door {
 }
 
 fn plain(error: datafusion::error::DataFusionError) -> Error {
-    Error::user(error.strip_backtrace())
+    Error::user(error.strip_backtrace().replace("datafusion.public.", ""))
 }
 
 /// Rows that answer a question.

@@ -29,8 +29,8 @@ pub struct LookBack<'a> {
     pub filters: &'a [Expr],
     /// Earliest event time of interest.
     pub since: Micros,
-    /// Whether the raw record is wanted; without, it may be null.
-    pub raw: bool,
+    /// The columns that are wanted, by number; the others may be null. None: all of them.
+    pub columns: Option<&'a [usize]>,
 }
 
 /// A past that is held in memory whole: for tests, for replays, and for the rows that are not in the archive yet.

@@ -286,7 +286,7 @@ table!(stream rejects, "One record that could not become a row, with its place a
     BYTES bytes: Int "Size of the refused record.",
 });
 
-table!(alerts, "One row per alert as it stands. `alert_revisions` has the same columns and one row for each revision that was told.",
+table!(alerts, "One row per alert as it stands. `alert_revisions` has the same columns and one row for each revision that was archived; changes within one flush are one row.",
     max_delay: 0,
     looked_up_by: &["alert_id"],
 {
@@ -333,7 +333,7 @@ table!(detection_health, "What each detection could see, one row as of the lates
     CANDIDATES candidates: Int "Rows that its predicates let through since it was loaded.",
     FINDINGS findings: Int "Rows that its query returned since then, repeats included.",
     LAST_CANDIDATE_AT last_candidate_at: Time "Append time of the last such row.",
-    LAST_NEAR_MISS_AT last_near_miss_at: Time "Append time when it last had all its parts for a key and found nothing.",
-    LAST_FINDING_AT last_finding_at: Time "Append time when it last found something.",
-    UNDECIDED_KEYS undecided_keys: Int "Keys with results that wait for time to pass.",
+    LAST_NEAR_MISS_AT last_near_miss_at: Time "Append time of the last candidate before an evaluation that had all its parts for a key and found nothing.",
+    LAST_FINDING_AT last_finding_at: Time "Append time of the last candidate before an evaluation that found something, repeats included.",
+    UNDECIDED_KEYS undecided_keys: Int "Keys that will be looked at again when time has passed.",
 });

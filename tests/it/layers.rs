@@ -15,7 +15,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("detect", &["dimension", "function", "table"]),
     ("dimension", &["table"]),
     ("doctor", &["detect", "dimension", "query", "table"]),
-    ("explain", &["detect", "dimension", "table"]),
+    ("explain", &["alert", "detect", "dimension", "table"]),
     ("function", &["credential"]),
     ("generate", &[]),
     ("late", &["alert", "detect", "dimension", "table"]),

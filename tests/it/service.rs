@@ -201,10 +201,11 @@ fn a_changed_detection_runs_in_shadow_until_it_is_promoted() {
     wait_for("an alert", || metric(&service, "keyfuse_deliveries_total") == 1);
     write_detection(&config.detections, "```sql\n", "```sql\n-- changed\n");
     service.reload();
-    wait_for("the reload", || metric(&service, "keyfuse_reloads_total") == 1);
+    wait_for("the reload", || metric(&service, "keyfuse_detections_in_shadow") == 1);
     destroy("second", 11);
     wait_for("a held alert", || metric(&service, "keyfuse_alerts_held_total") == 1);
     service.orders().send(keyfuse::pipeline::Order::Promote("LLM-10".into())).expect("it runs");
+    wait_for("the promotion", || metric(&service, "keyfuse_detections_in_shadow") == 0);
     destroy("third", 12);
     wait_for("another alert", || metric(&service, "keyfuse_deliveries_total") == 2);
     service.stop().expect("a clean stop");
