@@ -695,12 +695,10 @@ impl Engine {
         let dirty = std::mem::take(&mut self.live[number].dirty);
         let mut whole = std::mem::take(&mut self.live[number].whole);
         let mut families = self.families(number, &dirty);
-        let (used, later) = if rows == usize::MAX { (0, HashSet::new()) } else { self.postpone(number, &mut families, rows) };
-        let later_whole: HashSet<Key> = match self.live[number].analysis.class {
-            // Rows that are new to a key that waits will not be new to the detection when its turn comes.
-            Class::C1 => later.clone(),
-            _ => whole.extract_if(|key| later.contains(key)).collect(),
-        };
+        // A join looks at its new rows only, and which are new is known of all keys together: it does not wait.
+        let waits = rows < usize::MAX && self.live[number].analysis.class > Class::C1;
+        let (used, later) = if waits { self.postpone(number, &mut families, rows) } else { (0, HashSet::new()) };
+        let later_whole: HashSet<Key> = whole.extract_if(|key| later.contains(key)).collect();
         let loaded = self.load(number, &families, history)?;
         let live = &self.live[number];
         let mut keys: HashSet<Key> = HashSet::new();

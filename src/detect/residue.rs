@@ -249,7 +249,9 @@ impl Store {
     /// # Errors
     /// Arrow's, never in practice.
     pub fn condense(&mut self, oldest: Micros, horizon: Micros, hasher: &KeyHasher) -> Result<(), ArrowError> {
-        if self.rows() < 2 * self.condensed + 4096 {
+        // As many old rows again as the last time left: then it is worth to go through all of them.
+        let old: usize = self.chunks.iter().filter(|chunk| chunk.latest <= horizon).map(|chunk| chunk.rows.num_rows()).sum();
+        if old < 2 * self.condensed + 4096 {
             return Ok(());
         }
         let Some(time) = self.projection.iter().position(|index| *index == system::EVENT_TIME) else { return Ok(()) };
@@ -284,7 +286,7 @@ impl Store {
             self.bytes += rows.get_array_memory_size();
             self.chunks.push_back(Chunk { first, ids: vec![0; rows.num_rows()], rows, latest });
         }
-        self.condensed = self.rows();
+        self.condensed = self.chunks.front().map_or(0, |chunk| chunk.rows.num_rows());
         Ok(())
     }
 
