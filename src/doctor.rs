@@ -61,6 +61,13 @@ struct Check {
     switch_on: &'static str,
 }
 
+/// Asks whether CloudTrail arrives and holds no such call at all.
+macro_rules! never {
+    ($evidence:literal, $such:literal) => {
+        concat!("SELECT '' AS place, '", $evidence, "' AS evidence FROM cloudtrail HAVING count(*) > 0 AND count(*) FILTER (WHERE ", $such, ") = 0")
+    };
+}
+
 static CHECKS: &[Check] = &[
     Check {
         name: "read-only calls",
@@ -95,31 +102,28 @@ static CHECKS: &[Check] = &[
         name: "data events of knowledge bases and agents",
         proven: false,
         hurts: &["Retrieve", "InvokeAgent"],
-        sql: "SELECT '' AS place, 'no Retrieve, RetrieveAndGenerate, InvokeAgent or InvokeFlow in any account' AS evidence FROM cloudtrail
-              HAVING count(*) > 0 AND count(*) FILTER (WHERE event_name IN ('Retrieve', 'RetrieveAndGenerate', 'InvokeAgent', 'InvokeInlineAgent', 'InvokeFlow')) = 0",
+        sql: never!("no Retrieve, RetrieveAndGenerate, InvokeAgent or InvokeFlow in any account", "event_name IN ('Retrieve', 'RetrieveAndGenerate', 'InvokeAgent', 'InvokeInlineAgent', 'InvokeFlow')"),
         switch_on: "Off by default: add advanced event selectors for AWS::Bedrock::KnowledgeBase, AWS::Bedrock::AgentAlias and AWS::Bedrock::FlowAlias to the trail.",
     },
     Check {
         name: "data events of AgentCore",
         proven: false,
         hurts: &["bedrock-agentcore.amazonaws.com"],
-        sql: "SELECT '' AS place, 'no call to bedrock-agentcore in any account' AS evidence FROM cloudtrail
-              HAVING count(*) > 0 AND count(*) FILTER (WHERE event_source = 'bedrock-agentcore.amazonaws.com') = 0",
+        sql: never!("no call to bedrock-agentcore in any account", "event_source = 'bedrock-agentcore.amazonaws.com'"),
         switch_on: "Off by default: add advanced event selectors for the AWS::BedrockAgentCore resources (Gateway, Runtime, WorkloadIdentity, TokenVault) to the trail.",
     },
     Check {
         name: "calls on the Mantle plane",
         proven: false,
         hurts: &["bedrock-mantle.amazonaws.com"],
-        sql: "SELECT '' AS place, 'no call to bedrock-mantle in any account' AS evidence FROM cloudtrail
-              HAVING count(*) > 0 AND count(*) FILTER (WHERE event_source = 'bedrock-mantle.amazonaws.com') = 0",
+        sql: never!("no call to bedrock-mantle in any account", "event_source = 'bedrock-mantle.amazonaws.com'"),
         switch_on: "Inference through the OpenAI-compatible endpoints is a data event of bedrock-mantle, off by default, and never in invocation logs: add its event selectors to the trail.",
     },
     Check {
         name: "data events of S3",
         proven: false,
         hurts: &["GetObject"],
-        sql: "SELECT '' AS place, 'no GetObject in any account' AS evidence FROM cloudtrail HAVING count(*) > 0 AND count(*) FILTER (WHERE event_name = 'GetObject') = 0",
+        sql: never!("no GetObject in any account", "event_name = 'GetObject'"),
         switch_on: "Off by default: add an advanced event selector for AWS::S3::Object on the buckets that hold corpora and training data.",
     },
     Check {

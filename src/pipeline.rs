@@ -136,7 +136,7 @@ impl Service {
         runtime.block_on(take_statements(&archive, &listener, &mut stated, fresh, decided_to)).map_err(one)?;
         let World { dimensions, networks, mut allow, allow_in_files } = World::read(config, &stated)?;
         let dimensions = Arc::new(dimensions);
-        let mut engine = Engine::new(&detections, &fingerprinter, &dimensions)?.with_residue_budget(config.residue_budget).with_tick_rows(limits::TICK_ROWS);
+        let mut engine = engine_for(config, &detections, &fingerprinter, &dimensions)?;
         engine.begin(&spans);
         let decoding = decode::Settings {
             fingerprinter: fingerprinter.clone(),
@@ -318,6 +318,11 @@ async fn take_statements(archive: &Archive, listener: &Listener, stated: &mut Ve
     stated.extend(fresh);
     stated.sort_by(Statement::cmp_in_time);
     Ok(())
+}
+
+/// An engine with the bounds of a running service.
+fn engine_for(config: &Config, detections: &[Detection], fingerprinter: &Fingerprinter, dimensions: &Dimensions) -> Result<Engine, Vec<Error>> {
+    Ok(Engine::new(detections, fingerprinter, dimensions)?.with_residue_budget(config.residue_budget).with_tick_rows(limits::TICK_ROWS))
 }
 
 fn tell_left_out(problems: Vec<Error>) {
@@ -656,9 +661,8 @@ impl Worker {
     /// A fresh engine with the same detections, as it would stand had append time come so far.
     fn begin_at(&mut self, since: Option<Micros>) -> Result<()> {
         let detections: Vec<Detection> = self.detections.values().map(|detection| Detection::clone(detection)).collect();
-        let engine = Engine::new(&detections, &self.fingerprinter, &self.dimensions);
-        let engine = engine.map_err(|errors| errors.into_iter().next().unwrap_or_else(|| Error::bug("no engine")))?;
-        let mut engine = engine.with_residue_budget(self.config.residue_budget).with_tick_rows(limits::TICK_ROWS);
+        let engine = engine_for(&self.config, &detections, &self.fingerprinter, &self.dimensions);
+        let mut engine = engine.map_err(|errors| errors.into_iter().next().unwrap_or_else(|| Error::bug("no engine")))?;
         engine.begins_as(&self.engine);
         engine.advance(since.unwrap_or(Micros::MIN));
         engine.restore(&self.past, since)?;
@@ -789,7 +793,7 @@ impl Worker {
         for report in self.engine.report() {
             self.metrics.detection_suspended.with_label_values(&[&report.detection]).set(i64::from(report.suspended.is_some()));
             let seconds = self.metrics.detection_seconds.with_label_values(&[&report.detection]);
-            seconds.inc_by((report.busy_seconds - seconds.get()).max(0.0));
+            seconds.inc_by((report.tally.busy.as_secs_f64() - seconds.get()).max(0.0));
         }
     }
 
@@ -940,7 +944,7 @@ impl Worker {
         use detection_health as health;
         let (mut rows, now) = (Rows::new(&health::TABLE), clock::now());
         for report in self.engine.report() {
-            let (state, note) = match (&report.suspended, report.failed, report.missing.is_empty()) {
+            let (state, note) = match (&report.suspended, report.tally.failed, report.missing.is_empty()) {
                 (Some(why), ..) => ("suspended", Some(why.clone())),
                 (None, true, _) => ("failing", None),
                 (None, false, false) => ("blind", Some(format!("nothing arrives of {}", report.missing.join(", ")))),
@@ -952,11 +956,11 @@ impl Worker {
             rows.text(health::CLASS, Some(&format!("{:?}", report.class)));
             rows.text(health::STATE, Some(state));
             rows.text(health::NOTE, note.as_deref());
-            rows.int(health::CANDIDATES, Some(report.candidates as i64));
-            rows.int(health::FINDINGS, Some(report.findings as i64));
-            rows.time(health::LAST_CANDIDATE_AT, report.last_candidate);
-            rows.time(health::LAST_NEAR_MISS_AT, report.last_near_miss);
-            rows.time(health::LAST_FINDING_AT, report.last_finding);
+            rows.int(health::CANDIDATES, Some(report.tally.candidates as i64));
+            rows.int(health::FINDINGS, Some(report.tally.findings as i64));
+            rows.time(health::LAST_CANDIDATE_AT, report.tally.last_candidate);
+            rows.time(health::LAST_NEAR_MISS_AT, report.tally.last_near_miss);
+            rows.time(health::LAST_FINDING_AT, report.tally.last_finding);
             rows.int(health::UNDECIDED_KEYS, Some(report.undecided as i64));
             rows.end_row();
         }
@@ -1085,9 +1089,7 @@ impl Worker {
     fn reload(&mut self) {
         let outcome = read_folder(&self.config.detections).and_then(|detections| {
             let mut world = World::read(&self.config, &self.stated)?;
-            let engine = Engine::new(&detections, &self.fingerprinter, &world.dimensions)?
-                .with_residue_budget(self.config.residue_budget)
-                .with_tick_rows(limits::TICK_ROWS);
+            let engine = engine_for(&self.config, &detections, &self.fingerprinter, &world.dimensions)?;
             world.allow_in_files.fits(&engine)?;
             tell_left_out(world.allow.keep_fitting(&engine));
             Ok((detections, engine, world))

@@ -13,11 +13,11 @@ use keyfuse::detect::{Detection, Engine, Finding};
 use keyfuse::dimension::Dimensions;
 use keyfuse::error::Error;
 use keyfuse::late::{Settings, Window, sweep};
+use keyfuse::query::on_deep_stacks;
 use keyfuse::schedule::{self, Past};
 use keyfuse::secret::Fingerprinter;
 use keyfuse::table::{DIMENSIONS, Span};
 
-use super::place::on_deep_stacks;
 use super::terminal::{Style, coloured};
 use super::{Outcome, Rules, runtime};
 
@@ -96,6 +96,11 @@ impl OpenPast {
         Ok(Self { runtime, history, dimensions, fingerprinter, spans, from, to })
     }
 
+    /// The same, for alerts from a time on.
+    pub fn since(self, from: Micros) -> Self {
+        Self { from, ..self }
+    }
+
     /// Append time of the first and of the last row of any stream.
     pub fn span(&self) -> Option<(Micros, Micros)> {
         let first = self.spans.iter().map(|(_, (first, _))| *first).min()?;
@@ -146,7 +151,7 @@ impl OpenPast {
                 let (asked, past) = (Arc::clone(detection), Past::Archive(Arc::clone(&self.history.archive)));
                 let (known, fingerprinter) = (self.dimensions.clone(), self.fingerprinter.clone());
                 let work = async move { schedule::ask(&asked, at, &past, &known, &fingerprinter).await };
-                findings.extend(on_deep_stacks(&self.runtime, work)?);
+                findings.extend(on_deep_stacks(&self.runtime, work).map_err(|error| vec![error])?);
             }
         }
         Ok(findings)

@@ -36,11 +36,11 @@ const ADMISSION: Micros = 30 * DAY;
 
 /// What each detection would keep, cost and raise, measured on the last thirty days of an archive.
 fn admission(place: &str, detections: &[Detection], rules: &Rules) -> Result<(), Vec<Error>> {
-    let all = OpenPast::open(place, &[], rules, (Micros::MIN, Micros::MAX))?;
-    let Some((first, last)) = all.span() else { return Err(vec![Error::user(format!("{place}: it holds no rows to measure on"))]) };
+    let past = OpenPast::open(place, &[], rules, (Micros::MIN, Micros::MAX))?;
+    let Some((first, last)) = past.span() else { return Err(vec![Error::user(format!("{place}: it holds no rows to measure on"))]) };
     let from = first.max(last.saturating_sub(ADMISSION));
     // Where all of it is looked at, buckets that begin before the first row count too.
-    let past = OpenPast::open(place, &[], rules, (if from == first { Micros::MIN } else { from }, Micros::MAX))?;
+    let past = past.since(if from == first { Micros::MIN } else { from });
     let days = (last - from) as f64 / DAY as f64;
     if days < 1.0 {
         println!("\nless than a day of rows: alerts per day are a guess from it (from an hour at least)");
@@ -57,16 +57,16 @@ fn admission(place: &str, detections: &[Detection], rules: &Rules) -> Result<(),
     );
     let (book, engine) = past.alerts(detections, false)?;
     let reports = engine.report();
-    let busy: f64 = reports.iter().map(|report| report.busy_seconds).sum();
+    let busy: f64 = reports.iter().map(|report| report.tally.busy.as_secs_f64()).sum();
     for report in &reports {
         let alerts = book.all().into_iter().filter(|alert| alert.detection == report.detection).count();
-        let per_second = report.candidates as f64 / (days * 86_400.0).max(1.0);
+        let per_second = report.tally.candidates as f64 / (days * 86_400.0).max(1.0);
         let per_day = alerts as f64 / days.max(1.0 / 24.0);
         if report.class == Class::C4 {
             println!("{:<8} {:>5} {:>12} {:>12} {per_day:>10.2} {:>8}", report.detection, "C4", "archive", "-", "-");
             continue;
         }
-        let share = if busy > 0.0 { report.busy_seconds / busy * 100.0 } else { 0.0 };
+        let share = if busy > 0.0 { report.tally.busy.as_secs_f64() / busy * 100.0 } else { 0.0 };
         println!(
             "{:<8} {:>5} {per_second:>12.4} {:>12} {per_day:>10.2} {share:>7.1}%",
             report.detection,

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use keyfuse::detect::Engine;
 use keyfuse::doctor::{Gap, Report, examine};
 use keyfuse::error::Error;
-use keyfuse::query::Limits;
+use keyfuse::query::{Limits, on_deep_stacks};
 
 use super::Outcome;
-use super::place::{Place, on_deep_stacks};
+use super::place::Place;
 use super::terminal::{Style, coloured};
 
 /// What can be seen with the logs that arrive, what cannot, and what to switch on, in order of value.
@@ -28,7 +28,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let place = args.place.open(Limits::default())?;
     let engine = Arc::new(Engine::new(&detections, &args.place.rules.fingerprinter()?, &place.dimensions)?);
     let (looked, door, dimensions) = (Arc::clone(&engine), place.door.clone(), place.dimensions.clone());
-    let report = on_deep_stacks(&place.runtime, async move { examine(&door, &looked, &dimensions).await })?;
+    let report = on_deep_stacks(&place.runtime, async move { examine(&door, &looked, &dimensions).await }).map_err(|error| vec![error])?;
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&report).unwrap_or_default()),
         false => page(&report, engine.detections().count()),

@@ -10,9 +10,8 @@ use keyfuse::clock::{DAY, Micros, rfc3339, spoken};
 use keyfuse::detect::Detection;
 use keyfuse::error::Error;
 use keyfuse::explain::{Clause, Explainer, Seen, clauses};
-use keyfuse::query::{Answer, Door, Limits, Rows};
+use keyfuse::query::{Answer, Door, Limits, Rows, on_deep_stacks};
 
-use super::place::on_deep_stacks;
 use super::terminal::{Style, coloured};
 use super::{Outcome, Rules, runtime};
 
@@ -63,7 +62,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let sql = format!(
         "SELECT alert_id, detection, alert_key, payload, evidence, first_time, status, decided_at, revision, level, held, late FROM alert_revisions WHERE alert_id LIKE '{wanted}%' ORDER BY alert_id, revision"
     );
-    let answer = on_deep_stacks(&runtime, async move { door.ask(&sql).await })?;
+    let answer = on_deep_stacks(&runtime, async move { door.ask(&sql).await }).map_err(one)?;
     let ids: std::collections::BTreeSet<String> = (0..answer.rows()).map(|row| text(&answer, row, 0)).collect();
     match ids.len() {
         1 => {}

@@ -1,12 +1,11 @@
 //! Where a verb asks its questions: an archive, or log files.
 
 use std::collections::HashMap;
-use std::future::Future;
 
 use keyfuse::archive::Archive;
 use keyfuse::dimension::Dimensions;
-use keyfuse::error::{Error, Result as KeyfuseResult};
-use keyfuse::query::{Answer, Door, Limits, Rows};
+use keyfuse::error::Error;
+use keyfuse::query::{Answer, Door, Limits, Rows, on_deep_stacks};
 use keyfuse::replay::{Settings, replay};
 use keyfuse::source::files;
 
@@ -68,15 +67,6 @@ impl Open {
     /// Asks one question.
     pub fn ask(&self, sql: &str) -> Result<Answer, Vec<Error>> {
         let (door, sql) = (self.door.clone(), sql.to_owned());
-        on_deep_stacks(&self.runtime, async move { door.ask(&sql).await })
+        on_deep_stacks(&self.runtime, async move { door.ask(&sql).await }).map_err(|error| vec![error])
     }
-}
-
-/// Runs something on the runtime's own threads: their stacks are deep enough for any plan.
-pub fn on_deep_stacks<T: Send + 'static>(
-    runtime: &tokio::runtime::Runtime,
-    work: impl Future<Output = KeyfuseResult<T>> + Send + 'static,
-) -> Result<T, Vec<Error>> {
-    let done = runtime.block_on(async move { tokio::spawn(work).await });
-    done.unwrap_or_else(|_| Err(Error::bug("a query panicked"))).map_err(|error| vec![error])
 }

@@ -1,7 +1,8 @@
 //! The live engine: filter once, keep the residue, re-run dirty keys.
 //!
 //! It is a synchronous object without a clock: the same calls give the same findings, whether a service, a replay or a
-//! test makes them. Rows go in with [`Engine::push`], [`Engine::tick`] gives the findings, [`Engine::advance`] lets go of the past.
+//! test makes them. Rows go in with [`Engine::push`], [`Engine::advance`] says how far time has come, [`Engine::tick`]
+//! gives the findings, [`Engine::let_go`] lets go of the past.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -67,15 +68,25 @@ struct Live {
     /// Class C3: after this long past its `alert_time`, no row on time can raise or change a result.
     settles_after: Micros,
     suspended: Option<String>,
+    tally: Tally,
+}
+
+/// What a detection has seen and done since it was loaded.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    pub runs: u64,
+    /// Rows that its query returned, repeats included.
+    pub findings: u64,
+    /// Time spent in its plan.
+    pub busy: std::time::Duration,
     /// A run has failed: what it would have found nobody knows.
-    failed: bool,
-    candidates: u64,
-    last_candidate: Option<Micros>,
-    last_near_miss: Option<Micros>,
-    last_finding: Option<Micros>,
-    runs: u64,
-    findings: u64,
-    busy: std::time::Duration,
+    pub failed: bool,
+    /// Rows that its predicates let through.
+    pub candidates: u64,
+    /// Append time at the last such row, at the last evaluation that had all its parts and found nothing, and at the last finding.
+    pub last_candidate: Option<Micros>,
+    pub last_near_miss: Option<Micros>,
+    pub last_finding: Option<Micros>,
 }
 
 struct Pass {
@@ -107,23 +118,12 @@ struct Retention {
 pub struct EngineReport {
     pub detection: String,
     pub class: Class,
-    pub runs: u64,
-    pub findings: u64,
-    /// Time spent in its plan (seconds).
-    pub busy_seconds: f64,
     pub suspended: Option<String>,
-    /// A run has failed since it was loaded.
-    pub failed: bool,
     /// Streams that it cannot do without and that have sent nothing for a day of append time, or never.
     pub missing: Vec<String>,
-    /// Rows that its predicates let through.
-    pub candidates: u64,
-    /// Append time at the last such row, at the last evaluation that had all its parts and found nothing, and at the last finding.
-    pub last_candidate: Option<Micros>,
-    pub last_near_miss: Option<Micros>,
-    pub last_finding: Option<Micros>,
     /// Keys with results that wait for time to pass.
     pub undecided: usize,
+    pub tally: Tally,
 }
 
 /// The engine and everything it keeps.
@@ -309,14 +309,7 @@ impl Engine {
             floor: Micros::MIN,
             settles_after: settle,
             suspended: None,
-            failed: false,
-            candidates: 0,
-            last_candidate: None,
-            last_near_miss: None,
-            last_finding: None,
-            runs: 0,
-            findings: 0,
-            busy: std::time::Duration::ZERO,
+            tally: Tally::default(),
         });
         Ok(())
     }
@@ -577,7 +570,7 @@ impl Engine {
         let touched = entry.store.insert(batch, &mask, &keys, &self.hasher)?;
         for user in &entry.users {
             self.live[*user].touch(number, &touched);
-            self.live[*user].candidates += touched.len() as u64;
+            self.live[*user].tally.candidates += touched.len() as u64;
         }
         Ok(())
     }
@@ -632,7 +625,11 @@ impl Engine {
 
     /// Detections that are switched off, have failed or are behind: that they say no more of an alert means nothing.
     pub fn unsure(&self) -> HashSet<&str> {
-        self.live.iter().filter(|live| live.failed || live.suspended.is_some() || !live.dirty.is_empty()).map(|live| live.detection.name.as_str()).collect()
+        self.live
+            .iter()
+            .filter(|live| live.tally.failed || live.suspended.is_some() || !live.dirty.is_empty())
+            .map(|live| live.detection.name.as_str())
+            .collect()
     }
 
     /// Takes what is now known of the own world. Rows that came before it held are not judged by it, so nothing is decided again.
@@ -745,7 +742,7 @@ impl Engine {
     fn postpone(&mut self, number: usize, families: &mut Vec<HashSet<Key>>, rows: usize) -> (usize, HashSet<Key>) {
         let live = &self.live[number];
         // In another order each time, or the same keys would always wait.
-        let salt = live.runs.wrapping_mul(2) | 1;
+        let salt = live.tally.runs.wrapping_mul(2) | 1;
         families.sort_unstable_by_key(|family| family.iter().min().map_or(0, |key| key.wrapping_mul(salt)));
         let rows_of = |family: &HashSet<Key>| live.stores().map(|store| self.stores[store].store.count(family)).sum::<usize>();
         let mut used = 0;
@@ -979,15 +976,8 @@ impl Engine {
     /// One line per detection.
     pub fn report(&self) -> Vec<EngineReport> {
         let live = self.live.iter().map(|live| EngineReport {
-            runs: live.runs,
-            findings: live.findings,
-            busy_seconds: live.busy.as_secs_f64(),
             suspended: live.suspended.clone(),
-            failed: live.failed,
-            candidates: live.candidates,
-            last_candidate: live.last_candidate,
-            last_near_miss: live.last_near_miss,
-            last_finding: live.last_finding,
+            tally: live.tally.clone(),
             undecided: live.timers.values().map(HashSet::len).sum(),
             ..self.report_of(&live.detection, &live.analysis)
         });
@@ -1015,21 +1005,7 @@ impl Engine {
             missing.sort_unstable();
             missing.dedup();
         }
-        EngineReport {
-            detection: detection.name.clone(),
-            class: analysis.class,
-            missing,
-            runs: 0,
-            findings: 0,
-            busy_seconds: 0.0,
-            suspended: None,
-            failed: false,
-            candidates: 0,
-            last_candidate: None,
-            last_near_miss: None,
-            last_finding: None,
-            undecided: 0,
-        }
+        EngineReport { detection: detection.name.clone(), class: analysis.class, missing, suspended: None, undecided: 0, tally: Tally::default() }
     }
 
     /// The detections and what was inferred of them.
@@ -1049,14 +1025,14 @@ impl Live {
     }
 
     fn note_found(&mut self, found: usize) {
-        self.findings += found as u64;
-        *(if found == 0 { &mut self.last_near_miss } else { &mut self.last_finding }) = self.last_candidate;
+        self.tally.findings += found as u64;
+        *(if found == 0 { &mut self.tally.last_near_miss } else { &mut self.tally.last_finding }) = self.tally.last_candidate;
     }
 
     fn note_candidates(&mut self, rows: usize, at: Micros) {
         if rows > 0 {
-            self.candidates += rows as u64;
-            self.last_candidate = self.last_candidate.max(Some(at));
+            self.tally.candidates += rows as u64;
+            self.tally.last_candidate = self.tally.last_candidate.max(Some(at));
         }
     }
 
@@ -1108,7 +1084,7 @@ impl Live {
 
     fn run(&mut self, runtime: &tokio::runtime::Runtime, ready: &mut Vec<Finding>, problems: &mut Vec<(String, String)>) {
         let started = std::time::Instant::now();
-        self.runs += 1;
+        self.tally.runs += 1;
         let found = runtime.block_on(self.plan.run()).map_err(|error| error.strip_backtrace()).and_then(|batches| {
             let findings = batches.iter().map(|batch| findings_of(&self.detection, &self.analysis.columns, batch)).collect::<Result<Vec<_>, _>>();
             findings.map_err(|error| error.to_string())
@@ -1122,11 +1098,11 @@ impl Live {
                 }
             }
             Err(error) => {
-                self.failed = true;
+                self.tally.failed = true;
                 problems.push((self.detection.name.clone(), error));
             }
         }
-        self.busy += started.elapsed();
+        self.tally.busy += started.elapsed();
     }
 }
 

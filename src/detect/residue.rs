@@ -254,7 +254,8 @@ impl Store {
         if old < 2 * self.condensed + 4096 {
             return Ok(());
         }
-        let Some(time) = self.projection.iter().position(|index| *index == system::EVENT_TIME) else { return Ok(()) };
+        let place = |column: usize| self.projection.iter().position(|index| *index == column);
+        let (Some(time), Some(key)) = (place(system::EVENT_TIME), place(self.key_column)) else { return Ok(()) };
         let (old, young): (Vec<Chunk>, Vec<Chunk>) = self.chunks.drain(..).partition(|chunk| chunk.latest <= horizon);
         let rows = concat_batches(&self.schema, old.iter().map(|chunk| &chunk.rows))?;
         let others: Vec<usize> = (0..rows.num_columns()).filter(|column| *column != time).collect();
@@ -276,7 +277,6 @@ impl Store {
         (self.next, self.bytes) = (0, 0);
         let latest = old.iter().map(|chunk| chunk.latest).max().unwrap_or(0);
         let whole = std::iter::once((rows, latest)).chain(young.into_iter().map(|chunk| (chunk.rows, chunk.latest)));
-        let Some(key) = self.projection.iter().position(|index| *index == self.key_column) else { return Ok(()) };
         for (rows, latest) in whole.filter(|(rows, _)| rows.num_rows() > 0) {
             for (offset, key) in hasher.column(rows.column(key)).into_iter().enumerate() {
                 self.by_key.entry(key).or_default().push(self.next + offset as u64);

@@ -12,6 +12,7 @@ use crate::detect::{Detection, Finding};
 use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
 use crate::late::{Settings, Swept, Window, sweep};
+use crate::query::on_deep_stacks;
 use crate::schedule::{Past, ask};
 use crate::secret::Fingerprinter;
 
@@ -55,9 +56,7 @@ fn answer(questions: &Receiver<Question>, history: &ArchiveHistory, fingerprinte
         let answer = match what {
             What::Scheduled(detection, at) => {
                 let (asked, past, fingerprinter) = (Arc::clone(&detection), Past::Archive(Arc::clone(&history.archive)), fingerprinter.clone());
-                // On the runtime's own threads: their stacks are deep enough for any plan.
-                let work = async move { tokio::spawn(async move { ask(&asked, at, &past, &dimensions, &fingerprinter).await }).await };
-                let outcome = runtime.block_on(work).unwrap_or_else(|_| Err(Error::bug("a scheduled detection panicked")));
+                let outcome = on_deep_stacks(runtime, async move { ask(&asked, at, &past, &dimensions, &fingerprinter).await });
                 Answer::Scheduled(detection, at, outcome)
             }
             What::Late(detections, window, allow, budget) => {

@@ -242,3 +242,11 @@ impl TableProvider for LineageTable {
 pub fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().thread_stack_size(32 << 20).thread_name("query").enable_all().build().at(|| "starting the query runtime".into())
 }
+
+/// Runs something on that runtime's own threads, whose stacks are deep enough, and waits for it.
+///
+/// # Errors
+/// Its own; a panic is a bug that is told.
+pub fn on_deep_stacks<T: Send + 'static>(runtime: &tokio::runtime::Runtime, work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    runtime.block_on(async move { tokio::spawn(work).await }).unwrap_or_else(|_| Err(Error::bug("a query panicked")))
+}
