@@ -649,7 +649,7 @@ fn flood() {
         let mut engine = Engine::new(&detections, &Fingerprinter::public(), &Dimensions::default())
             .unwrap_or_else(|errors| panic!("{}", errors[0]))
             .with_residue_budget(BUDGET)
-            .with_tick_rows(keyfuse::limits::TICK_ROWS);
+            .with_tick_bounds(keyfuse::limits::TICK_ROWS, keyfuse::limits::TICK_TIME);
         let past = Memory::default();
         let mut ticks = Vec::new();
         for batch in calls(ROWS, key_of) {

@@ -1,5 +1,7 @@
 //! Every bound on what input may cost, in one place. A bound that is hit is counted, never silent.
 
+use std::time::Duration;
+
 /// Largest message taken from a source, before decompression (bytes).
 pub const MESSAGE_BYTES: usize = 64 << 20;
 /// Largest size that one compressed message or file chunk may unfold to (bytes). A gzip bomb stops here.
@@ -40,5 +42,8 @@ pub const SQL_NESTING: usize = 48;
 /// Late rows that one sweep looks at.
 pub const SWEPT_ROWS: usize = 1_000_000;
 
-/// Kept rows that one tick of the running service looks at: some tenths of a second of work.
-pub const TICK_ROWS: usize = 200_000;
+/// Kept rows that one detection looks at in one tick of the running service: some tenths of a second of work.
+pub const TICK_ROWS: usize = 100_000;
+
+/// After this, one tick of the running service begins with no other detection.
+pub const TICK_TIME: Duration = Duration::from_millis(250);

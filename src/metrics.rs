@@ -29,6 +29,7 @@ pub struct Metrics {
     pub detection_errors: IntCounterVec,
     pub detection_suspended: IntGaugeVec,
     pub detection_blind: IntGaugeVec,
+    pub detection_behind: prometheus::GaugeVec,
     pub detection_seconds: prometheus::CounterVec,
     pub detections_loaded: IntGauge,
     pub reloads: IntCounter,
@@ -104,6 +105,13 @@ impl Metrics {
                     &["detection"],
                 )?,
             )?,
+            detection_behind: register(
+                &registry,
+                prometheus::GaugeVec::new(
+                    Opts::new("keyfuse_detection_behind_seconds", "For how long a detection has not got through all that it has to look at"),
+                    &["detection"],
+                )?,
+            )?,
             detection_seconds: register(
                 &registry,
                 prometheus::CounterVec::new(Opts::new("keyfuse_detection_seconds_total", "Time spent evaluating"), &["detection"])?,
@@ -172,6 +180,7 @@ impl Metrics {
             self.detection_errors.with_label_values(&[name]);
             self.detection_suspended.with_label_values(&[name]);
             self.detection_blind.with_label_values(&[name]);
+            self.detection_behind.with_label_values(&[name]);
             self.detection_seconds.with_label_values(&[name]);
             for level in Level::ALL {
                 self.alerts.with_label_values(&[name.as_str(), level.name()]);

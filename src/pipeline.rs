@@ -55,6 +55,8 @@ const CLOCK_SKEW: Micros = 2 * clock::MINUTE;
 const IDLE_AFTER: Micros = 30 * clock::SECOND;
 /// Clocks of brokers differ by less than this.
 const BROKER_SKEW: Micros = 5 * clock::SECOND;
+/// A detection that looks at what arrived so long ago (append time) is said to be behind.
+const BEHIND: Micros = 10 * clock::SECOND;
 /// How often it is noted what each detection could see.
 const LOOK_EVERY: Duration = Duration::from_secs(300);
 /// How often late rows are swept (append time).
@@ -322,7 +324,7 @@ async fn take_statements(archive: &Archive, listener: &Listener, stated: &mut Ve
 
 /// An engine with the bounds of a running service.
 fn engine_for(config: &Config, detections: &[Detection], fingerprinter: &Fingerprinter, dimensions: &Dimensions) -> Result<Engine, Vec<Error>> {
-    Ok(Engine::new(detections, fingerprinter, dimensions)?.with_residue_budget(config.residue_budget).with_tick_rows(limits::TICK_ROWS))
+    Ok(Engine::new(detections, fingerprinter, dimensions)?.with_residue_budget(config.residue_budget).with_tick_bounds(limits::TICK_ROWS, limits::TICK_TIME))
 }
 
 fn tell_left_out(problems: Vec<Error>) {
@@ -564,12 +566,12 @@ impl Worker {
         for detection in self.engine.scheduled() {
             // One that is new is asked from now on.
             let after = self.asked.entry(detection.id).or_insert_with(|| archived_to.saturating_sub(detection.schedule.map_or(0, |schedule| schedule.every)));
-            let moments = schedule::moments(detection, *after, archived_to, schedule::MAKE_UP);
+            let moments = schedule::moments(&detection, *after, archived_to, schedule::MAKE_UP);
             // What failed is asked again when the next moment has come.
             let failed = if moments.is_empty() { None } else { self.failed_moments.remove(&detection.id) };
             for at in failed.into_iter().flatten().chain(moments) {
                 *after = at;
-                let what = What::Scheduled(Arc::clone(detection), at);
+                let what = What::Scheduled(Arc::clone(&detection), at);
                 let _ = self.questions.send(Question { what, dimensions: Arc::clone(&self.dimensions) });
             }
         }
@@ -587,7 +589,8 @@ impl Worker {
 
     fn take_answer(&mut self, answer: Answer) -> Result<()> {
         let outcome = match answer {
-            Answer::Scheduled(detection, at, Ok(findings)) => {
+            Answer::Scheduled(detection, at, Ok(mut findings)) => {
+                findings.retain(|finding| self.engine.is_final(&detection, finding.alert_time, at));
                 self.take_findings(&findings, None);
                 // The log says that it was asked only after it says what came of it.
                 self.tell_updates(true)?;
@@ -792,6 +795,7 @@ impl Worker {
     fn report(&self) {
         for report in self.engine.report() {
             self.metrics.detection_suspended.with_label_values(&[&report.detection]).set(i64::from(report.suspended.is_some()));
+            self.metrics.detection_behind.with_label_values(&[&report.detection]).set(report.behind as f64 / 1e6);
             let seconds = self.metrics.detection_seconds.with_label_values(&[&report.detection]);
             seconds.inc_by((report.tally.busy.as_secs_f64() - seconds.get()).max(0.0));
         }
@@ -947,6 +951,7 @@ impl Worker {
             let (state, note) = match (&report.suspended, report.tally.failed, report.missing.is_empty()) {
                 (Some(why), ..) => ("suspended", Some(why.clone())),
                 (None, true, _) => ("failing", None),
+                (None, false, _) if report.behind > BEHIND => ("behind", Some(format!("{} s behind what has arrived", report.behind / clock::SECOND))),
                 (None, false, false) => ("blind", Some(format!("nothing arrives of {}", report.missing.join(", ")))),
                 (None, false, true) => ("seeing", None),
             };

@@ -271,7 +271,7 @@ pub fn analyse_scheduled(plan: &LogicalPlan, declared: &Declared<'_>) -> Result<
         key: None,
         back: 0,
         ahead: 0,
-        optional: true,
+        optional: false,
         waits: false,
         silent: false,
         latest: None,

@@ -5,7 +5,9 @@
 //! gives the findings, [`Engine::let_go`] lets go of the past.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arrow::array::{Array, AsArray, BooleanArray};
 use arrow::compute::filter_record_batch;
@@ -17,18 +19,22 @@ use datafusion::logical_expr::Expr;
 use hashbrown::{HashMap, HashSet};
 
 use super::analyse::{Analysis, Class, Needs, ScanInfo};
-use super::file::Detection;
+use super::file::{Detection, Schedule};
 use super::filter::FilterPass;
 use super::finding::{Finding, Standing, findings_of};
 use super::lineage::Lineage;
 use super::plan::{Compiled, KeptPlan, compile, keep, planner};
 use super::residue::{Key, KeyHasher, NULL_KEY, Store, texts_of};
-use crate::clock::{DAY, HOUR, Micros};
+use crate::clock::{DAY, HOUR, MINUTE, Micros};
 use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
 use crate::secret::Fingerprinter;
 use crate::table::{History, LookBack, STREAMS, Span, Table, by_name, cloudtrail as system};
 
+/// Pairs of rows that a join compares in the time in which a row is gathered and counted, about.
+const PAIRS_PER_ROW: usize = 40;
+/// How often a detection that was switched off is asked over the archive instead.
+const INSTEAD_EVERY: Micros = 15 * MINUTE;
 /// How long rows of a probed scan stay in memory where an archive can give them again.
 const PROBED_STAY: Micros = 6 * HOUR;
 
@@ -68,6 +74,10 @@ struct Live {
     /// Class C3: after this long past its `alert_time`, no row on time can raise or change a result.
     settles_after: Micros,
     suspended: Option<String>,
+    /// Latest append time of any row when a tick first left some of the dirty keys for the next.
+    behind_since: Option<Micros>,
+    /// Time spent in recent ticks: whoever took least has its turn first.
+    spent: Duration,
     tally: Tally,
 }
 
@@ -78,7 +88,7 @@ pub struct Tally {
     /// Rows that its query returned, repeats included.
     pub findings: u64,
     /// Time spent in its plan.
-    pub busy: std::time::Duration,
+    pub busy: Duration,
     /// A run has failed: what it would have found nobody knows.
     pub failed: bool,
     /// Rows that its predicates let through.
@@ -123,6 +133,8 @@ pub struct EngineReport {
     pub missing: Vec<String>,
     /// Keys with results that wait for time to pass.
     pub undecided: usize,
+    /// For how long (append time) it has not got through all that there is to look at.
+    pub behind: Micros,
     pub tally: Tally,
 }
 
@@ -139,10 +151,10 @@ pub struct Engine {
     ready: Vec<Finding>,
     runtime: tokio::runtime::Runtime,
     residue_budget: usize,
-    /// Kept rows that one tick looks at, at most; the rest waits for the next.
+    /// Kept rows that a detection looks at in one tick, at most; the rest waits for the next.
     tick_rows: usize,
-    /// The detection that the next tick begins with.
-    next: usize,
+    /// When this is over, a tick begins with no other detection.
+    tick_time: Duration,
     /// Things that went wrong and are worth telling: detection and message.
     problems: Vec<(String, String)>,
     /// Late rows take part: only while their keys are swept.
@@ -157,6 +169,15 @@ pub struct Engine {
     begins: HashMap<&'static str, Micros>,
     /// Whether that is known; where it is not, nothing is called warming.
     knows_beginnings: bool,
+}
+
+/// New rows of a join that are looked at in one tick.
+struct Delta {
+    /// Number of the first row that waits.
+    end: u64,
+    keys: HashSet<Key>,
+    /// Keys with rows that wait.
+    later: HashSet<Key>,
 }
 
 /// The kept plan of `lineage_links`.
@@ -204,7 +225,7 @@ impl Engine {
             runtime,
             residue_budget: usize::MAX,
             tick_rows: usize::MAX,
-            next: 0,
+            tick_time: Duration::MAX,
             problems: Vec::new(),
             with_late: false,
             progress: Micros::MIN,
@@ -225,16 +246,17 @@ impl Engine {
         self
     }
 
-    /// Bounds the kept rows that one tick looks at, so that no detection, however many rows its keys have, holds up the others for long:
-    /// what does not fit stays dirty, and is looked at once, however much arrives meanwhile.
-    pub fn with_tick_rows(mut self, rows: usize) -> Self {
-        self.tick_rows = rows;
+    /// Bounds what one tick does, so that no detection, however broad or however many rows its keys have, holds up the others: the
+    /// kept rows that one of them looks at, and the time after which no other has its turn. What does not fit stays dirty, and is
+    /// looked at once, however much arrives meanwhile.
+    pub fn with_tick_bounds(mut self, rows: usize, time: Duration) -> Self {
+        (self.tick_rows, self.tick_time) = (rows, time);
         self
     }
 
     /// Keys that are still to be looked at.
     pub fn pending(&self) -> usize {
-        self.live.iter().filter(|live| live.suspended.is_none()).map(|live| live.dirty.len()).sum()
+        self.live.iter().filter(|live| live.is_due()).map(|live| live.dirty.len()).sum()
     }
 
     fn register(&mut self, ctx: &SessionContext, compiled: Compiled, dimensions: &Dimensions) -> Result<()> {
@@ -309,6 +331,8 @@ impl Engine {
             floor: Micros::MIN,
             settles_after: settle,
             suspended: None,
+            behind_since: None,
+            spent: Duration::ZERO,
             tally: Tally::default(),
         });
         Ok(())
@@ -395,16 +419,20 @@ impl Engine {
     /// The history cannot be read.
     pub fn tick(&mut self, history: &dyn History) -> Result<Vec<Finding>> {
         self.resolve_links()?;
-        let (count, first, mut left) = (self.live.len(), self.next, self.tick_rows);
-        for number in (first..count).chain(0..first.min(count)) {
-            if !self.live[number].dirty.is_empty() && self.live[number].suspended.is_none() {
-                left = left.saturating_sub(self.evaluate(number, history, left)?);
-                if left == 0 {
-                    // Each detection has its turn to be first.
-                    self.next = (number + 1) % count;
-                    break;
-                }
+        let started = Instant::now();
+        let mut due: Vec<usize> = (0..self.live.len()).filter(|number| self.live[*number].is_due()).collect();
+        due.sort_by_key(|number| self.live[*number].spent);
+        for number in due {
+            if started.elapsed() >= self.tick_time {
+                break;
             }
+            let begun = Instant::now();
+            self.evaluate(number, history)?;
+            self.live[number].spent += begun.elapsed();
+        }
+        for live in &mut self.live {
+            live.spent = live.spent * 15 / 16;
+            live.behind_since = if live.is_due() { live.behind_since.or(Some(self.newest)) } else { None };
         }
         self.keep_budget();
         for pass in &self.passes {
@@ -687,14 +715,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Looks at dirty keys with no more than so many kept rows, but at one at least; gives how many there were.
-    fn evaluate(&mut self, number: usize, history: &dyn History, rows: usize) -> Result<usize> {
+    /// Looks at dirty keys, as many as the bounds of a tick let it, but at one at least.
+    fn evaluate(&mut self, number: usize, history: &dyn History) -> Result<()> {
         let dirty = std::mem::take(&mut self.live[number].dirty);
         let mut whole = std::mem::take(&mut self.live[number].whole);
         let mut families = self.families(number, &dirty);
-        // A join looks at its new rows only, and which are new is known of all keys together: it does not wait.
-        let waits = rows < usize::MAX && self.live[number].analysis.class > Class::C1;
-        let (used, later) = if waits { self.postpone(number, &mut families, rows) } else { (0, HashSet::new()) };
+        // A join looks at its new rows only, and which are new is known of all keys together: of them fewer are taken at a time.
+        let waits = self.tick_rows < usize::MAX && self.live[number].analysis.class > Class::C1;
+        let mut later = if waits { self.postpone(number, &mut families) } else { HashSet::new() };
         let later_whole: HashSet<Key> = whole.extract_if(|key| later.contains(key)).collect();
         let loaded = self.load(number, &families, history)?;
         let live = &self.live[number];
@@ -704,42 +732,66 @@ impl Engine {
                 keys.extend(family);
             }
         }
+        let mut seen_to: Vec<u64> =
+            live.feeds.iter().map(|feed| if let Feed::Store { store, .. } = feed { self.stores[*store].store.next() } else { 0 }).collect();
         if !keys.is_empty() {
-            let live_class = live.analysis.class;
-            let fresh_only = live_class == Class::C1 && live.feeds.len() > 1 && !keys.iter().any(|key| whole.contains(key));
-            let starts: Vec<Vec<u64>> = match fresh_only {
+            let class = live.analysis.class;
+            let everything = vec![0..u64::MAX; live.feeds.len()];
+            if class == Class::C1 && live.feeds.len() > 1 && !keys.iter().any(|key| whole.contains(key)) {
                 // Semi-naive: one run per scan with new rows, against all rows of the others.
-                true => (0..live.feeds.len())
-                    .filter(|scan| matches!(live.feeds[*scan], Feed::Store { store, .. } if self.stores[store].store.next() > live.seen_to[*scan]))
-                    .map(|scan| (0..live.feeds.len()).map(|other| if other == scan { live.seen_to[scan] } else { 0 }).collect())
-                    .collect(),
-                false => vec![vec![0; live.feeds.len()]],
-            };
-            if live_class == Class::C3 {
+                for scan in 0..everything.len() {
+                    let Feed::Store { store, .. } = self.live[number].feeds[scan] else { continue };
+                    let from = self.live[number].seen_to[scan];
+                    if self.stores[store].store.next() <= from {
+                        continue;
+                    }
+                    let delta = self.delta(number, store, from, &families, &keys);
+                    let mut rows = everything.clone();
+                    rows[scan] = from..delta.end;
+                    self.run_apart_if_it_fails(number, &delta.keys, &rows)?;
+                    seen_to[scan] = delta.end;
+                    later.extend(delta.later);
+                }
+            } else if class == Class::C3 {
                 let (fresh, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| loaded.contains(*key));
                 for (keys, just_loaded) in [(fresh, true), (others, false)].into_iter().filter(|(keys, _)| !keys.is_empty()) {
-                    self.run_apart_if_it_fails(number, &keys, &starts[0])?;
+                    self.run_apart_if_it_fails(number, &keys, &everything)?;
                     self.settle(number, &keys, just_loaded);
                 }
             } else {
-                for from in starts {
-                    self.run_apart_if_it_fails(number, &keys, &from)?;
-                }
+                self.run_apart_if_it_fails(number, &keys, &everything)?;
             }
         }
         let live = &mut self.live[number];
-        for (scan, feed) in live.feeds.iter().enumerate() {
-            if let Feed::Store { store, .. } = feed {
-                live.seen_to[scan] = self.stores[*store].store.next();
-            }
-        }
+        live.seen_to = seen_to;
         // Loading past rows marked their keys dirty; they have just been evaluated.
         (live.dirty, live.whole) = (later, later_whole);
-        Ok(used)
+        Ok(())
     }
 
-    /// Takes families out until the rest has no more than so many rows; gives the rows of the rest, and the keys that were taken out.
-    fn postpone(&mut self, number: usize, families: &mut Vec<HashSet<Key>>, rows: usize) -> (usize, HashSet<Key>) {
+    /// The new rows of a join's store that one tick takes: as many as meet no more than [`PAIRS_PER_ROW`] rows for each that a tick may look at.
+    fn delta(&self, number: usize, store: usize, from: u64, families: &[HashSet<Key>], keys: &HashSet<Key>) -> Delta {
+        let (live, next) = (&self.live[number], self.stores[store].store.next());
+        let bound = self.tick_rows.saturating_mul(PAIRS_PER_ROW);
+        let mut fresh: Vec<(u64, usize, usize)> = Vec::new();
+        for (family, members) in families.iter().enumerate().filter(|(_, members)| members.iter().any(|key| keys.contains(key))) {
+            let partners = live.stores().map(|store| self.stores[store].store.count(members)).sum();
+            fresh.extend(self.stores[store].store.ids_from(members, from).map(|id| (id, family, partners)));
+        }
+        fresh.sort_unstable();
+        let mut pairs = 0usize;
+        let taken = fresh.iter().take_while(|(.., partners)| {
+            let before = pairs;
+            pairs = pairs.saturating_add(*partners);
+            before < bound
+        });
+        let taken = taken.count();
+        let keys_of = |rows: &[(u64, usize, usize)]| rows.iter().flat_map(|(_, family, _)| &families[*family]).copied().collect();
+        Delta { end: fresh.get(taken).map_or(next, |(id, ..)| *id), keys: keys_of(&fresh[..taken]), later: keys_of(&fresh[taken..]) }
+    }
+
+    /// Takes families out until the rest has no more rows than one tick looks at; gives the keys that were taken out.
+    fn postpone(&mut self, number: usize, families: &mut Vec<HashSet<Key>>) -> HashSet<Key> {
         let live = &self.live[number];
         // In another order each time, or the same keys would always wait.
         let salt = live.tally.runs.wrapping_mul(2) | 1;
@@ -749,18 +801,17 @@ impl Engine {
         let fits = families.iter().take_while(|family| {
             let before = used;
             used += rows_of(family);
-            before < rows
+            before < self.tick_rows
         });
         let fits = fits.count().max(1).min(families.len());
-        let later = families.split_off(fits);
-        (used, later.into_iter().flatten().collect())
+        families.split_off(fits).into_iter().flatten().collect()
     }
 
-    fn run_apart_if_it_fails(&mut self, number: usize, keys: &HashSet<Key>, from: &[u64]) -> Result<()> {
-        if !self.run(number, keys, from, self.apart(number, keys).is_empty())? {
+    fn run_apart_if_it_fails(&mut self, number: usize, keys: &HashSet<Key>, rows: &[Range<u64>]) -> Result<()> {
+        if !self.run(number, keys, rows, self.apart(number, keys).is_empty())? {
             // A row that the query fails on costs its own key, not the others.
             for key in self.apart(number, keys) {
-                self.run(number, &key, from, true)?;
+                self.run(number, &key, rows, true)?;
             }
         }
         Ok(())
@@ -847,7 +898,7 @@ impl Engine {
         let mut names = self.lineage.names(&wanted);
         for (scan, feed) in live.feeds.iter().enumerate() {
             if let (Feed::Store { store, probed: false }, Some(key)) = (feed, &live.analysis.scans[scan].key)
-                && let Some(rows) = self.stores[*store].store.gather(&wanted, 0)?
+                && let Some(rows) = self.stores[*store].store.gather(&wanted, 0..u64::MAX)?
                 && let Some(column) = rows.column_by_name(key)
             {
                 names.extend(texts_of(column, &wanted, &self.hasher)?);
@@ -884,7 +935,7 @@ impl Engine {
 
     fn has_fresh_anchor(&self, live: &Live, family: &HashSet<Key>) -> bool {
         live.feeds.iter().zip(&live.seen_to).any(|(feed, seen_to)| match feed {
-            Feed::Store { store, probed: false } => self.stores[*store].store.gather(family, *seen_to).is_ok_and(|rows| rows.is_some()),
+            Feed::Store { store, probed: false } => self.stores[*store].store.ids_from(family, *seen_to).next().is_some(),
             _ => false,
         })
     }
@@ -896,14 +947,14 @@ impl Engine {
     }
 
     /// Runs the plan over these keys; false if it failed. The failure is only told where the caller cannot try smaller groups.
-    fn run(&mut self, number: usize, keys: &HashSet<Key>, from: &[u64], last: bool) -> Result<bool> {
+    fn run(&mut self, number: usize, keys: &HashSet<Key>, numbers: &[Range<u64>], last: bool) -> Result<bool> {
         let Self { live, stores, lineage, runtime, ready, problems, .. } = self;
         let live = &mut live[number];
         for (scan, feed) in live.feeds.iter().enumerate() {
             let rows = match feed {
                 Feed::Lineage => Some(lineage.rows(Some(keys))?.project(&live.analysis.scans[scan].projection)?),
                 Feed::Dimension(rows) => Some(rows.clone()),
-                Feed::Store { store, .. } => stores[*store].store.gather(keys, from[scan])?,
+                Feed::Store { store, .. } => stores[*store].store.gather(keys, numbers[scan].clone())?,
                 Feed::Batch(_) => None,
             };
             live.plan.slots[scan].set(rows);
@@ -917,31 +968,35 @@ impl Engine {
         Ok(!failed)
     }
 
-    /// Over budget, the detection that keeps most is switched off, loudly. Nothing is evicted from under a live window.
+    /// Over budget, a detection is switched off, loudly: one that is behind before others, then the one that keeps most. Nothing is
+    /// evicted from under a live window.
     fn keep_budget(&mut self) {
         while self.residue_bytes() > self.residue_budget {
-            let Some(largest) = (0..self.stores.len()).filter(|s| self.stores[*s].store.rows() > 0).max_by_key(|s| self.stores[*s].store.bytes()) else {
-                return;
-            };
-            let entry = &mut self.stores[largest];
+            let share = |live: &Live| live.stores().map(|store| self.stores[store].store.bytes() / self.stores[store].users.len().max(1)).sum::<usize>();
+            let costly = (0..self.live.len()).filter(|number| self.live[*number].suspended.is_none() && share(&self.live[*number]) > 0);
+            let Some(costly) = costly.max_by_key(|number| (self.live[*number].behind_since.is_some(), share(&self.live[*number]))) else { return };
+            let live = &self.live[costly];
             let message = format!(
-                "keeps {} rows ({} MiB) of {}: over the residue budget of {} MiB. It is switched off live; `keyfuse backtest` still gives its alerts. Narrow its predicates or raise [limits] residue_budget",
-                entry.store.rows(),
-                entry.store.bytes() >> 20,
-                entry.store.table().name,
+                "keeps {} rows ({} MiB){}: over the residue budget of {} MiB. It is switched off live and asked over the archive every quarter of an hour instead. Narrow its predicates or raise [limits] residue_budget, then reload",
+                live.stores().map(|store| self.stores[store].store.rows()).sum::<usize>(),
+                share(live) >> 20,
+                if live.behind_since.is_some() { " and does not keep up with what arrives" } else { "" },
                 self.residue_budget >> 20
             );
-            for user in std::mem::take(&mut entry.users) {
-                let live = &mut self.live[user];
-                live.suspended = Some(message.clone());
-                live.dirty.clear();
-                self.problems.push((live.detection.name.clone(), message.clone()));
-                for other in &mut self.stores {
-                    other.users.retain(|other_user| *other_user != user);
-                }
-            }
+            self.switch_off(costly, message);
+        }
+    }
+
+    fn switch_off(&mut self, number: usize, message: String) {
+        let live = &mut self.live[number];
+        live.suspended = Some(message.clone());
+        live.dirty.clear();
+        live.timers.clear();
+        self.problems.push((live.detection.name.clone(), message));
+        for entry in &mut self.stores {
+            entry.users.retain(|user| *user != number);
             // What nobody reads any more is given back, and takes no more rows.
-            for entry in self.stores.iter_mut().filter(|entry| entry.users.is_empty()) {
+            if entry.users.is_empty() && entry.store.rows() > 0 {
                 entry.store = Store::new(
                     entry.store.table(),
                     entry.store.projection(),
@@ -979,6 +1034,7 @@ impl Engine {
             suspended: live.suspended.clone(),
             tally: live.tally.clone(),
             undecided: live.timers.values().map(HashSet::len).sum(),
+            behind: live.behind_since.map_or(0, |since| self.newest.saturating_sub(since)),
             ..self.report_of(&live.detection, &live.analysis)
         });
         live.chain(self.scheduled.iter().map(|(detection, analysis)| self.report_of(detection, analysis))).collect()
@@ -1005,7 +1061,7 @@ impl Engine {
             missing.sort_unstable();
             missing.dedup();
         }
-        EngineReport { detection: detection.name.clone(), class: analysis.class, missing, suspended: None, undecided: 0, tally: Tally::default() }
+        EngineReport { detection: detection.name.clone(), class: analysis.class, missing, suspended: None, undecided: 0, behind: 0, tally: Tally::default() }
     }
 
     /// The detections and what was inferred of them.
@@ -1013,13 +1069,29 @@ impl Engine {
         self.live.iter().map(|live| (&live.detection, &live.analysis)).chain(self.scheduled.iter().map(|(detection, analysis)| (detection, analysis)))
     }
 
-    /// The detections that are asked over the archive.
-    pub fn scheduled(&self) -> impl Iterator<Item = &Arc<Detection>> {
-        self.scheduled.iter().map(|(detection, _)| detection)
+    /// The detections that are asked over the archive, those that had to be switched off among them.
+    pub fn scheduled(&self) -> impl Iterator<Item = Arc<Detection>> {
+        let switched_off = self.live.iter().filter(|live| live.suspended.is_some()).map(|live| {
+            let delay = live.analysis.scans.iter().filter_map(|scan| by_name(&scan.table)).map(|table| table.max_delay).max().unwrap_or(0);
+            let reach = live.analysis.back + live.analysis.ahead + live.analysis.wait + delay;
+            Arc::new(Detection { schedule: Some(Schedule { every: INSTEAD_EVERY, over: reach + 2 * INSTEAD_EVERY }), ..Detection::clone(&live.detection) })
+        });
+        self.scheduled.iter().map(|(detection, _)| Arc::clone(detection)).chain(switched_off)
+    }
+
+    /// Whether a result that the archive gave at a moment can be taken back by nothing on time any more.
+    pub fn is_final(&self, detection: &Detection, alert_time: Micros, at: Micros) -> bool {
+        let wait = self.live.iter().find(|live| live.detection.id == detection.id).map_or(0, |live| live.analysis.wait);
+        wait == 0 || alert_time.saturating_add(wait) < at
     }
 }
 
 impl Live {
+    /// There is something to look at.
+    fn is_due(&self) -> bool {
+        self.suspended.is_none() && !self.dirty.is_empty()
+    }
+
     fn stores(&self) -> impl Iterator<Item = usize> {
         self.feeds.iter().filter_map(|feed| if let Feed::Store { store, .. } = feed { Some(*store) } else { None })
     }
@@ -1083,7 +1155,7 @@ impl Live {
     }
 
     fn run(&mut self, runtime: &tokio::runtime::Runtime, ready: &mut Vec<Finding>, problems: &mut Vec<(String, String)>) {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         self.tally.runs += 1;
         let found = runtime.block_on(self.plan.run()).map_err(|error| error.strip_backtrace()).and_then(|batches| {
             let findings = batches.iter().map(|batch| findings_of(&self.detection, &self.analysis.columns, batch)).collect::<Result<Vec<_>, _>>();

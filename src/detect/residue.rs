@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, StringViewArray};
@@ -191,12 +192,18 @@ impl Store {
         Ok(touched)
     }
 
-    /// The rows of these keys with a number of at least `from`, as one batch.
+    /// The numbers of the rows of these keys, from a number on.
+    pub fn ids_from(&self, keys: &HashSet<Key>, from: u64) -> impl Iterator<Item = u64> {
+        // Rows of one key are numbered in the order in which they came.
+        keys.iter().filter_map(|key| self.by_key.get(key)).flat_map(move |ids| ids[ids.partition_point(|id| *id < from)..].iter().copied())
+    }
+
+    /// The rows of these keys whose number is in the range, as one batch.
     ///
     /// # Errors
     /// Arrow's, never in practice.
-    pub fn gather(&self, keys: &HashSet<Key>, from: u64) -> Result<Option<RecordBatch>, ArrowError> {
-        let mut wanted: Vec<u64> = keys.iter().filter_map(|key| self.by_key.get(key)).flatten().copied().filter(|id| *id >= from).collect();
+    pub fn gather(&self, keys: &HashSet<Key>, numbers: Range<u64>) -> Result<Option<RecordBatch>, ArrowError> {
+        let mut wanted: Vec<u64> = self.ids_from(keys, numbers.start).filter(|id| *id < numbers.end).collect();
         wanted.sort_unstable();
         let mut places = Vec::with_capacity(wanted.len());
         for id in wanted {

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{AsArray, BooleanArray, RecordBatch};
 use datafusion::catalog::{MemTable, TableProvider};
@@ -329,8 +330,8 @@ async fn world(stream: &[Row], all_rows: bool) -> SessionContext {
 fn live(detections: &[Detection], stream: &[Row], rng: &mut StdRng, broken: Broken) -> BTreeMap<String, serde_json::Value> {
     let fresh = || Engine::new(detections, &Fingerprinter::public(), &known()).unwrap_or_else(|errors| panic!("{}", errors[0]));
     // Half of the engines look at a few rows at a time, and are behind most of the time.
-    let rows = if rng.random_bool(0.5) { usize::MAX } else { rng.random_range(20..2_000) };
-    let fresh = || fresh().with_tick_rows(rows);
+    let rows = if rng.random_bool(0.5) { usize::MAX } else { rng.random_range(1..2_000) };
+    let fresh = || fresh().with_tick_bounds(rows, Duration::MAX);
     let mut engine = fresh();
     let mut book = AlertBook::default();
     // Archive and memory in one: all that has been read. What is committed survives a crash.
