@@ -705,6 +705,7 @@ fn latency() {
         ndjson: vec![folder.path().join("alerts.ndjson")],
         residue_budget: 1 << 30,
         shadow: None,
+        canaries: None,
     };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let (show_in, show) = sync_channel(1 << 16);

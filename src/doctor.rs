@@ -186,6 +186,7 @@ fn feeds(table: &str) -> &'static str {
         "exposure_reports" => {
             "Send gitleaks, TruffleHog, GitHub secret scanning or AWS Health to a topic, or write your own list: without it the race cannot be seen."
         }
+        "canaries" => "Let keyfuse prove that it sees: [canaries] every = \"1h\" in its config sends each detection's own test through the topics.",
         "agents" => "State who may do what: `keyfuse learn` proposes the file.",
         "approvals" => "State which wider reads are approved; without it the volume rules count them.",
         _ => "Send it to a topic.",

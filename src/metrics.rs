@@ -30,6 +30,8 @@ pub struct Metrics {
     pub detection_suspended: IntGaugeVec,
     pub detection_blind: IntGaugeVec,
     pub detection_behind: prometheus::GaugeVec,
+    pub canaries: IntCounterVec,
+    pub canary_last_seen: prometheus::GaugeVec,
     pub detection_seconds: prometheus::CounterVec,
     pub detections_loaded: IntGauge,
     pub reloads: IntCounter,
@@ -112,6 +114,14 @@ impl Metrics {
                     &["detection"],
                 )?,
             )?,
+            canaries: counters("keyfuse_canaries_total", "Canaries that were sent through a topic, by what came of them", &["detection", "outcome"])?,
+            canary_last_seen: register(
+                &registry,
+                prometheus::GaugeVec::new(
+                    Opts::new("keyfuse_canary_last_seen_timestamp_seconds", "When the last canary was sent that came back as its alert; 0 before the first"),
+                    &["detection"],
+                )?,
+            )?,
             detection_seconds: register(
                 &registry,
                 prometheus::CounterVec::new(Opts::new("keyfuse_detection_seconds_total", "Time spent evaluating"), &["detection"])?,
@@ -181,6 +191,10 @@ impl Metrics {
             self.detection_suspended.with_label_values(&[name]);
             self.detection_blind.with_label_values(&[name]);
             self.detection_behind.with_label_values(&[name]);
+            self.canary_last_seen.with_label_values(&[name]);
+            for outcome in ["seen", "wrong", "missing", "off"] {
+                self.canaries.with_label_values(&[name.as_str(), outcome]);
+            }
             self.detection_seconds.with_label_values(&[name]);
             for level in Level::ALL {
                 self.alerts.with_label_values(&[name.as_str(), level.name()]);

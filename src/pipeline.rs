@@ -8,6 +8,7 @@
 //! rows and positions atomically; only then the consumer group is told.
 
 mod asking;
+mod canaries;
 mod rollout;
 mod world;
 
@@ -38,8 +39,11 @@ use crate::secret::Fingerprinter;
 use crate::sink::{Delivery, Ndjson, Parcel, Sink};
 use crate::source::broker::Sender as KafkaSender;
 use crate::source::kafka::{Event, Fetched, KafkaSource, Poll, client_config};
-use crate::table::{History, LookBack, Memory, Rows, TABLES, Table, alerts, cloudtrail as system, detection_health, rejects, statements, words};
+use crate::table::{
+    History, LookBack, Memory, Rows, TABLES, Table, alerts, canaries as canary_rows, cloudtrail as system, detection_health, rejects, statements, words,
+};
 use asking::{Answer, Question, What};
+use canaries::{Proof, Told};
 use rollout::{Rollout, Rollouts};
 use world::{Listener, World};
 
@@ -105,6 +109,8 @@ pub enum Order {
     Answered(Answer),
     /// Look for what late rows add, now.
     Sweep,
+    /// What canaries have shown.
+    Proved(Vec<Proof>),
     /// Deliver the alerts of this detection from now on.
     Promote(String),
     Stop,
@@ -199,7 +205,17 @@ impl Service {
         }
         let health = Arc::new(Health::default());
         let questions = asking::start(&archive, &fingerprinter, orders.clone()).map_err(one)?;
+        let canaries = match config.canaries {
+            Some(settings) => {
+                let producer = KafkaSender::new(&kafka).map_err(one)?;
+                let topics = topics.iter().map(|topic| Arc::from(topic.as_str())).collect();
+                Some(canaries::start(settings, fingerprinter.clone(), producer, topics, orders.clone()).map_err(one)?)
+            }
+            None => None,
+        };
         let worker = Worker {
+            canaries,
+            proofs: HashMap::new(),
             dimensions,
             questions,
             asked: recovered.asked,
@@ -373,6 +389,9 @@ type FlushResult = (Result<Flushed>, Pending, Duration);
 
 struct Worker {
     config: Config,
+    canaries: Option<Sender<Told>>,
+    /// When the last canary of each detection was sent, and what came of it.
+    proofs: HashMap<String, (Micros, &'static str)>,
     dimensions: Arc<Dimensions>,
     questions: Sender<Question>,
     /// Up to which moment each detection with a schedule was asked.
@@ -477,6 +496,7 @@ impl Worker {
     }
 
     fn work(&mut self, events: &Receiver<Event>, orders: &Receiver<Order>) -> Result<()> {
+        self.tell_canaries(|worker| Told::Detections(worker.detections.values().cloned().collect()));
         loop {
             self.obey(orders)?;
             // What is still to be looked at does not wait for a message.
@@ -528,6 +548,7 @@ impl Worker {
                 }
             }
             Ok(Order::Answered(answer)) => self.take_answer(answer)?,
+            Ok(Order::Proved(proofs)) => self.take_proofs(proofs)?,
             Ok(Order::Sweep) => self.ask_late(self.archived_to),
             Ok(Order::Promote(name)) => {
                 let promoted = self.detections.get(&name).and_then(|detection| self.rollouts.promote(detection.id));
@@ -624,6 +645,44 @@ impl Worker {
         Ok(())
     }
 
+    fn tell_canaries(&self, what: impl FnOnce(&Self) -> Told) {
+        if let Some(canaries) = &self.canaries {
+            let _ = canaries.send(what(self));
+        }
+    }
+
+    /// What canaries have shown becomes rows like any other, and a detection reads them. They come from no partition: a crash before
+    /// the next flush loses them, and the next round shows the same again.
+    fn take_proofs(&mut self, proofs: Vec<Proof>) -> Result<()> {
+        let reports = self.engine.report();
+        let mut rows = Rows::new(&canary_rows::TABLE);
+        for mut proof in proofs {
+            let report = reports.iter().find(|report| report.detection == proof.detection);
+            if let (Some(report), "seen") = (report, proof.outcome)
+                && (report.suspended.is_some() || report.tally.failed)
+            {
+                (proof.outcome, proof.note) = ("off", report.suspended.clone().or_else(|| Some("a live run has failed; see the log".into())));
+            }
+            if proof.outcome == "seen" {
+                self.metrics.canary_last_seen.with_label_values(&[&proof.detection]).set(proof.sent_at as f64 / 1e6);
+            } else {
+                tracing::warn!(detection = proof.detection, outcome = proof.outcome, note = proof.note, "a canary was not seen");
+            }
+            self.metrics.canaries.with_label_values(&[proof.detection.as_str(), proof.outcome]).inc();
+            self.proofs.insert(proof.detection.clone(), (proof.sent_at, proof.outcome));
+            proof.append(&mut rows);
+        }
+        self.take_rows(&canary_rows::TABLE, &rows.finish())?;
+        self.decide(None)
+    }
+
+    fn take_rows(&mut self, table: &'static Table, batch: &RecordBatch) -> Result<()> {
+        self.count(table, batch);
+        self.unarchived_bytes += batch.get_array_memory_size();
+        self.past.memory.add(table, batch);
+        self.engine.push(table, batch)
+    }
+
     fn assigned(&mut self, starts: Positions) -> Result<()> {
         let partitions: Vec<(String, i32)> = starts.keys().cloned().collect();
         for table in TABLES.iter().filter(|table| !std::ptr::eq(**table, &rejects::TABLE)) {
@@ -644,6 +703,7 @@ impl Worker {
         self.progress.extend(partitions.iter().map(|partition| (partition.clone(), Progress::default())));
         self.positions.extend(starts);
         self.health.ready.store(true, Ordering::Relaxed);
+        self.tell_canaries(|_| Told::Ready);
         Ok(())
     }
 
@@ -695,16 +755,17 @@ impl Worker {
             progress.by_broker = *by_broker;
             self.positions.insert(place, offset + 1);
         }
+        let canaries: Vec<_> = self.decoders.values_mut().flat_map(Decoder::take_canaries).collect();
+        if !canaries.is_empty() {
+            self.tell_canaries(|_| Told::Returned(canaries));
+        }
         let batches: Vec<_> = self.decoders.values_mut().flat_map(Decoder::finish).collect();
         for (table, batch) in batches {
             let Some(batch) = self.without_known_rows(table, batch)? else { continue };
-            self.count(table, &batch);
-            self.unarchived_bytes += batch.get_array_memory_size();
-            self.past.memory.add(table, &batch);
             if std::ptr::eq(table, &rejects::TABLE) {
                 self.send_dead_letters(&batch);
             }
-            self.engine.push(table, &batch)?;
+            self.take_rows(table, &batch)?;
         }
         self.pass_time(Some(poll.received_at))?;
         self.show_rows();
@@ -966,6 +1027,9 @@ impl Worker {
             rows.time(health::LAST_CANDIDATE_AT, report.tally.last_candidate);
             rows.time(health::LAST_NEAR_MISS_AT, report.tally.last_near_miss);
             rows.time(health::LAST_FINDING_AT, report.tally.last_finding);
+            let proof = self.proofs.get(&report.detection);
+            rows.time(health::LAST_CANARY_AT, proof.map(|(sent_at, _)| *sent_at));
+            rows.text(health::CANARY, proof.map(|(_, outcome)| *outcome));
             rows.int(health::UNDECIDED_KEYS, Some(report.undecided as i64));
             rows.end_row();
         }
@@ -1109,6 +1173,7 @@ impl Worker {
             self.note_rollouts(fresh).map_err(|error| vec![error])?;
             self.engine = engine;
             self.settle_in(world);
+            self.tell_canaries(|worker| Told::Detections(worker.detections.values().cloned().collect()));
             self.decide(None).map_err(|error| vec![error])
         });
         match loaded {

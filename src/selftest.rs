@@ -35,24 +35,54 @@ pub struct Outcome {
     pub seconds: f64,
 }
 
+/// Runs one test.
+///
+/// # Errors
+/// In words: what was raised in the place of what was expected.
+pub fn run_one(detection: &Detection, test: &Test) -> Result<(), String> {
+    let dimensions = stated(test)?;
+    let engine = Engine::new(std::slice::from_ref(detection), &Fingerprinter::public(), &dimensions);
+    let mut engine = engine.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
+    match detection.schedule {
+        Some(_) => check_scheduled(detection, &dimensions, test),
+        None => check(&mut engine, detection, test),
+    }
+}
+
+/// The same test at another time: all its moments are moved, and none of them is relative any more.
+pub fn restamped(test: &Test, by: Micros) -> Test {
+    let moved = |table: Option<&Table>, row: &mut Value| {
+        for (name, value) in row.as_object_mut().into_iter().flatten() {
+            let is_time =
+                matches!(name.as_str(), "at" | "arrives") || table.and_then(|table| table.column(name)).is_some_and(|column| column.kind == Kind::Time);
+            let relative = if table.is_some() { moment(value).filter(|_| is_time) } else { relative_time(name, value).and_then(|value| moment(&value)) };
+            // Not every number is a moment: an account's id could be one.
+            let absolute = value.as_str().filter(|text| text.len() >= 10 && text.as_bytes()[4] == b'-').and_then(parse_time);
+            if let Some(time) = relative.or(absolute) {
+                *value = crate::clock::rfc3339(time + by).into();
+            }
+        }
+    };
+    let mut test = test.clone();
+    for (table, rows) in &mut test.rows {
+        rows.iter_mut().for_each(|(_, row)| moved(by_name(table), row));
+    }
+    test.expect.iter_mut().for_each(|(_, row)| moved(None, row));
+    test
+}
+
 /// Runs all tests of a detection.
 ///
 /// # Errors
 /// A detection that does not compile.
 pub fn run(detection: &Detection) -> Result<Vec<Outcome>, Vec<Error>> {
+    Engine::new(std::slice::from_ref(detection), &Fingerprinter::public(), &Dimensions::default())?;
     let fires = detection.tests.iter().any(|test| !test.expect.is_empty());
     let silent = detection.tests.iter().any(|test| test.expect.is_empty());
     let mut outcomes = Vec::new();
     for test in &detection.tests {
         let started = std::time::Instant::now();
-        let failure = match stated(test) {
-            Ok(dimensions) if detection.schedule.is_some() => {
-                Engine::new(std::slice::from_ref(detection), &Fingerprinter::public(), &dimensions)?;
-                check_scheduled(detection, &dimensions, test).err()
-            }
-            Ok(dimensions) => check(&mut Engine::new(std::slice::from_ref(detection), &Fingerprinter::public(), &dimensions)?, detection, test).err(),
-            Err(message) => Some(message),
-        };
+        let failure = run_one(detection, test).err();
         outcomes.push(Outcome { detection: detection.name.clone(), title: test.title.clone(), failure, seconds: started.elapsed().as_secs_f64() });
     }
     for (present, what) in [(fires, "at least one test that fires"), (silent, "at least one test that stays silent")] {
@@ -121,23 +151,34 @@ fn check(engine: &mut Engine, detection: &Detection, test: &Test) -> Result<(), 
 }
 
 fn compare(book: &AlertBook, detection: &Detection, test: &Test) -> Result<(), String> {
-    let alerts: Vec<&Alert> = book.all().into_iter().filter(|alert| alert.status != Status::Retracted).collect();
+    let mut alerts: Vec<&Alert> = book.all().into_iter().filter(|alert| alert.status != Status::Retracted).collect();
     let shown = |alerts: &[&Alert]| alerts.iter().map(|alert| flat(alert).to_string()).collect::<Vec<_>>().join("\n  ");
     if alerts.len() != test.expect.len() {
         return Err(format!("{} alerts expected, {} raised:\n  {}", test.expect.len(), alerts.len(), shown(&alerts)));
     }
-    for ((line, expected), alert) in test.expect.iter().zip(&alerts) {
-        let got = flat(alert);
-        for (name, value) in expected.as_object().into_iter().flatten() {
-            let wanted = relative_time(name, value).unwrap_or_else(|| value.clone());
-            match got.get(name) {
-                Some(found) if *found == wanted => {}
-                Some(found) => return Err(format!("line {line}: `{name}` is {found}, expected {wanted}")),
-                None => return Err(format!("line {line}: alerts of {} have no `{name}`; they have {got}", detection.name)),
-            }
+    for (number, (line, expected)) in test.expect.iter().enumerate() {
+        // Alerts of the same moment have no order that a reader could know.
+        let same_moment = (number..alerts.len()).filter(|other| alerts[*other].first_time == alerts[number].first_time);
+        let fits = same_moment.into_iter().find(|other| differs(alerts[*other], expected).is_none());
+        match fits {
+            Some(fits) => alerts.swap(number, fits),
+            None => return Err(format!("line {line}: {}", differs(alerts[number], expected).unwrap_or_default())),
         }
     }
     Ok(())
+}
+
+/// In what an alert is not as expected.
+fn differs(alert: &Alert, expected: &Value) -> Option<String> {
+    let got = flat(alert);
+    expected.as_object().into_iter().flatten().find_map(|(name, value)| {
+        let wanted = relative_time(name, value).unwrap_or_else(|| value.clone());
+        match got.get(name) {
+            Some(found) if *found == wanted => None,
+            Some(found) => Some(format!("`{name}` is {found}, expected {wanted}")),
+            None => Some(format!("alerts of {} have no `{name}`; they have {got}", alert.detection)),
+        }
+    })
 }
 
 /// The dimensions of a test: blocks named after them, entries as in their files.

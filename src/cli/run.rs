@@ -14,7 +14,7 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use keyfuse::clock::parse_time;
 use keyfuse::clock::{self, Micros, SECOND, rfc3339};
-use keyfuse::config::{Config, Topic};
+use keyfuse::config::{Canaries, Config, Topic};
 use keyfuse::detect::Detection;
 use keyfuse::dimension::Files;
 use keyfuse::error::{At, Error};
@@ -304,6 +304,7 @@ impl Demo {
             ndjson: Vec::new(),
             residue_budget: 1 << 30,
             shadow: None,
+            canaries: Some(Canaries { every: 10 * clock::MINUTE, within: clock::MINUTE }),
         };
         Ok(Self { broker, config })
     }

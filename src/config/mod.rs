@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::clock::{Micros, parse_length};
+use crate::clock::{Micros, SECOND, parse_length};
 use crate::decode::{FORMATS, Format, format_by_name, read_mappings};
 use crate::dimension::{Dimensions, Files};
 use crate::error::{At, Error, Result};
@@ -42,6 +42,16 @@ pub struct Config {
     pub residue_budget: usize,
     /// How long a new or changed detection must be quiet before its alerts are delivered; none: at once.
     pub shadow: Option<Micros>,
+    /// Whether, and how, it is proven over and over that detections see.
+    pub canaries: Option<Canaries>,
+}
+
+/// When canaries are sent (microseconds).
+#[derive(Clone, Copy, Debug)]
+pub struct Canaries {
+    pub every: Micros,
+    /// What is not back by then is missing.
+    pub within: Micros,
 }
 
 /// A topic to read.
@@ -72,6 +82,14 @@ struct File {
     limits: LimitsSection,
     #[serde(default)]
     rollout: RolloutSection,
+    canaries: Option<CanariesSection>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CanariesSection {
+    every: String,
+    within: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -207,6 +225,20 @@ impl Config {
                 None
             }),
         };
+        let canaries = file.canaries.and_then(|section| {
+            let mut length = |setting: &str, text: &str| {
+                let found = parse_length(text).filter(|length| *length >= SECOND);
+                if found.is_none() {
+                    problem(&format!("[canaries] {setting}"), format!("`{text}`: write a length such as 1h or 30s"));
+                }
+                found
+            };
+            let (every, within) = (length("every", &section.every)?, length("within", section.within.as_deref().unwrap_or("1m"))?);
+            if within >= every {
+                problem("[canaries] within", "must be shorter than every: a round ends before the next begins".into());
+            }
+            Some(Canaries { every, within })
+        });
         let residue_budget = file.limits.residue_budget.as_deref().map_or(Some(1 << 30), parse_bytes);
         if residue_budget.is_none() {
             problem("[limits] residue_budget", "write a size such as 512MiB or 2GiB".into());
@@ -237,6 +269,7 @@ impl Config {
                 ndjson,
                 residue_budget,
                 shadow,
+                canaries,
             }),
             _ => Err(problems),
         }

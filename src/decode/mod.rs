@@ -10,6 +10,7 @@ mod agentgateway;
 mod anthropic;
 mod azure;
 mod bedrock;
+mod canary;
 mod cloudtrail;
 mod content;
 mod draft;
@@ -41,6 +42,8 @@ use crate::limits;
 use crate::network::Networks;
 use crate::secret::Fingerprinter;
 use crate::table::{self, Place, Rows, Table, rejects};
+
+pub use canary::Canary;
 
 /// Every log format, in the order in which `auto` tries them.
 pub static FORMATS: &[&dyn Format] = &[
@@ -250,6 +253,7 @@ pub struct Decoder {
     format: Option<&'static dyn Format>,
     settings: Settings,
     rows: Vec<Rows>,
+    canaries: Vec<(Canary, Place)>,
     /// Records of the present message that were refused.
     refused: usize,
 }
@@ -257,7 +261,7 @@ pub struct Decoder {
 impl Decoder {
     /// A decoder for one format, or for any (`None`).
     pub fn new(format: Option<&'static dyn Format>, settings: Settings) -> Self {
-        Self { format, settings, rows: Vec::new(), refused: 0 }
+        Self { format, settings, rows: Vec::new(), canaries: Vec::new(), refused: 0 }
     }
 
     /// Takes over what is now known of networks; rows that are already decoded keep what was.
@@ -278,6 +282,11 @@ impl Decoder {
     /// The rows so far, as one batch per table that has any.
     pub fn finish(&mut self) -> Vec<(&'static Table, RecordBatch)> {
         self.rows.iter_mut().filter(|rows| !rows.is_empty()).map(|rows| (rows.table(), rows.finish())).collect()
+    }
+
+    /// The canaries so far: of them no rows are made.
+    pub fn take_canaries(&mut self) -> Vec<(Canary, Place)> {
+        std::mem::take(&mut self.canaries)
     }
 
     /// Decodes one message: every record in it becomes rows or a reject.
@@ -388,6 +397,12 @@ impl Decoder {
         if text.len() > limits::RECORD_BYTES {
             let refusal = Refusal::new(Reason::TooLarge, format!("record of {} bytes; the limit is {}", text.len(), limits::RECORD_BYTES));
             return self.reject(text.as_bytes(), place, append_time, &refusal);
+        }
+        if canary::is_canary(text) {
+            return match Canary::open(text, &self.settings.fingerprinter) {
+                Ok(canary) => self.canaries.push((canary, place.clone())),
+                Err(refusal) => self.reject(text.as_bytes(), place, append_time, &refusal),
+            };
         }
         let Some(format) = self.format.or_else(|| self.recognise(text)) else {
             let refusal = Refusal::new(Reason::UnknownFormat, "no known log format recognises this record; bind the topic to one");

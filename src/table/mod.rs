@@ -21,8 +21,8 @@ pub use dimensions::{agents, allow_list, approvals};
 pub use history::{History, LookBack, Memory};
 pub use rows::{Place, Rows, flag, words};
 pub use streams::{
-    agent_spans, alerts, cloudtrail, detection_health, exposure_reports, model_invocations, outbound_calls, provider_activity, rejects, retrievals, statements,
-    tool_calls,
+    agent_spans, alerts, canaries, cloudtrail, detection_health, exposure_reports, model_invocations, outbound_calls, provider_activity, rejects, retrievals,
+    statements, tool_calls,
 };
 
 /// What a column holds, and with that how it lies in memory and in files.
@@ -122,6 +122,7 @@ pub static TABLES: &[&Table] = &[
     &outbound_calls::TABLE,
     &agent_spans::TABLE,
     &provider_activity::TABLE,
+    &canaries::TABLE,
     &exposure_reports::TABLE,
     &rejects::TABLE,
     &alerts::TABLE,
@@ -138,6 +139,7 @@ pub static STREAMS: &[&Table] = &[
     &outbound_calls::TABLE,
     &agent_spans::TABLE,
     &provider_activity::TABLE,
+    &canaries::TABLE,
     &exposure_reports::TABLE,
 ];
 

@@ -1,4 +1,4 @@
-//! The streams, and what keyfuse itself writes: `rejects`, `alerts`, `statements` and `detection_health`.
+//! The streams, and what keyfuse itself writes: `canaries`, `rejects`, `alerts`, `statements` and `detection_health`.
 
 use super::*;
 use crate::clock::{DAY, MINUTE};
@@ -321,6 +321,19 @@ table!(statements, "One message of a compacted topic that states a dimension, as
     PLACE place: Text "Where it stood: `topic/partition@offset`.",
 });
 
+table!(stream canaries, "One canary: a detection's own firing test that went through a topic, and what came of it. Written by keyfuse about itself; its records are rows nowhere else.",
+    max_delay: DAY,
+    looked_up_by: &[],
+{
+    DETECTION detection: Word "Name of the detection.",
+    TEST test: Text "Title of the test.",
+    OUTCOME outcome: Word "`seen`; `wrong`: other alerts than the test expects; `missing`: not all records came back in time; `off`: seen, but switched off or failing live.",
+    NOTE note: Text "What went wrong.",
+    RECORDS records: Int "Records that were sent.",
+    RETURNED returned: Int "Records that came back.",
+    MILLISECONDS milliseconds: Int "From sending the first record to the verdict.",
+});
+
 table!(detection_health, "What each detection could see, one row as of the latest look (every five minutes); `detection_health_history` has all of them.",
     max_delay: 0,
     looked_up_by: &[],
@@ -328,12 +341,14 @@ table!(detection_health, "What each detection could see, one row as of the lates
     AT at: Time "When it was looked at.",
     DETECTION detection: Word "Name of the detection.",
     CLASS class: Word "C0 to C4: how it is decided.",
-    STATE state: Word "`seeing`; `blind`: what it needs does not arrive; `failing`: a run has failed; `suspended`: switched off for lack of memory.",
+    STATE state: Word "`seeing`; `blind`: what it needs does not arrive; `failing`: a run has failed; `behind`: does not get through what arrives; `suspended`: switched off for lack of memory, and asked over the archive instead.",
     NOTE note: Text "Which streams are missing, or why it is switched off.",
     CANDIDATES candidates: Int "Rows that its predicates let through since it was loaded.",
     FINDINGS findings: Int "Rows that its query returned since then, repeats included.",
     LAST_CANDIDATE_AT last_candidate_at: Time "Append time of the last such row.",
     LAST_NEAR_MISS_AT last_near_miss_at: Time "Append time of the last candidate before an evaluation that had all its parts for a key and found nothing.",
     LAST_FINDING_AT last_finding_at: Time "Append time of the last candidate before an evaluation that found something, repeats included.",
+    LAST_CANARY_AT last_canary_at: Time "When the last canary was sent, since this service runs.",
+    CANARY canary: Word "What came of it: `seen`, `wrong`, `missing` or `off`; see table `canaries`.",
     UNDECIDED_KEYS undecided_keys: Int "Keys that will be looked at again when time has passed.",
 });

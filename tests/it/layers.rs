@@ -36,6 +36,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "network",
             "query",
             "schedule",
+            "selftest",
             "sink",
             "source",
             "table",

@@ -4,6 +4,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use keyfuse::archive::Archive;
+use keyfuse::clock::{HOUR, MINUTE};
+use keyfuse::config::Canaries;
+use keyfuse::detect::read_folder;
 use keyfuse::dimension::{Dimensions, Statement};
 use keyfuse::pipeline::Service;
 use keyfuse::query::{Door, Limits, Rows};
@@ -253,4 +256,80 @@ fn http_tells_health_and_metrics_and_a_changed_folder_is_reloaded() {
     // SAFETY: the process is this test's own child and still runs.
     assert_eq!(unsafe { libc::kill(running.0.id() as i32, libc::SIGHUP) }, 0);
     wait_for("one detection again", || page().contains("keyfuse_detections_loaded 1"));
+}
+
+/// Canaries so far with this outcome.
+fn canaries(service: &Service, outcome: &str) -> usize {
+    let wanted = format!("outcome=\"{outcome}\"");
+    let page = service.metrics.page();
+    let lines = page.lines().filter(|line| line.starts_with("keyfuse_canaries_total{") && line.contains(&wanted));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).sum()
+}
+
+#[test]
+fn every_detection_sees_its_canary_and_nobody_else_does() {
+    for broker in brokers(2) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = config(folder.path(), &broker.address, &[&broker.topic]);
+        config.canaries = Some(Canaries { every: HOUR, within: 10 * MINUTE });
+        let detections = read_folder(&config.detections).expect("detections").len();
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+        wait_for("all canaries", || ["seen", "wrong", "missing", "off"].map(|outcome| canaries(&service, outcome)).iter().sum::<usize>() == detections);
+        // One of another deployment, or forged, is refused, and its row is nobody's.
+        let forged = r#"{"keyfuse_canary":{"sent_at":1,"detection":"LLM-10","record":0,"records":1,"table":"cloudtrail","row":{}},"signature":"fp:0"}"#;
+        let sender = sender(&broker.address);
+        sender.send(&broker.topic, Some(0), None, forged.as_bytes(), Some(START)).expect("sent");
+        wait_for("a reject", || metric(&service, "keyfuse_rejects_total") == 1);
+        service.stop().expect("a clean stop");
+        let ask = |sql: &str| {
+            runtime.block_on(async {
+                let archive = Archive::open(&config.archive, &Default::default()).await.expect("an archive");
+                let door = Door::open(Rows::Archive(&archive), &Dimensions::default(), &Fingerprinter::public(), Limits::default()).await.expect("a door");
+                arrow::util::pretty::pretty_format_batches(&door.ask(sql).await.expect("an answer").batches).expect("a table").to_string()
+            })
+        };
+        let unseen = ask("SELECT detection, outcome, note FROM canaries WHERE outcome <> 'seen'");
+        assert!(!unseen.contains("detection"), "{}: {unseen}", broker.name);
+        assert!(ask("SELECT count(*) AS n FROM alerts").contains("| 0 |"));
+        assert!(ask("SELECT count(*) AS n FROM activity").contains("| 0 |"));
+        assert!(ask("SELECT count(*) AS n FROM detection_health WHERE canary = 'seen' AND last_canary_at IS NOT NULL").contains(&format!("| {detections} |")));
+        assert!(ask("SELECT reason FROM rejects").contains("other_event"));
+    }
+}
+
+#[test]
+fn a_canary_that_is_not_seen_is_an_alert_about_keyfuse() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broker = &brokers(1)[0];
+    let mut config = config(folder.path(), &broker.address, &[&broker.topic]);
+    config.detections = folder.path().join("detections");
+    std::fs::create_dir(&config.detections).expect("a folder");
+    for name in ["llm-10-bearer-key-destroys.md", "cov-09-canary-not-seen.md"] {
+        let text = std::fs::read_to_string(format!("detections/{name}")).expect("a detection");
+        // A detection that has come to look for something else.
+        let text = if name.starts_with("llm") {
+            text.replace("event_name IN ('DeleteGuardrail'", "event_name IN ('No'").replace("WHERE", "WHERE event_name = 'No' AND")
+        } else {
+            text
+        };
+        std::fs::write(config.detections.join(name), text).expect("written");
+    }
+    config.canaries = Some(Canaries { every: HOUR, within: 10 * MINUTE });
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    wait_for("an alert", || metric(&service, "keyfuse_deliveries_total") == 1);
+    service.stop().expect("a clean stop");
+    let alerts = delivered(&config.ndjson[0]);
+    let alert = alerts.values().next().expect("an alert");
+    assert_eq!((&alert["detection"], &alert["alert_key"]["unproven"]), (&"COV-09".into(), &"LLM-10".into()), "{alert}");
+
+    // Nothing comes back within a microsecond.
+    config.canaries = Some(Canaries { every: HOUR, within: 1 });
+    let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    wait_for("missing canaries", || canaries(&service, "missing") == 2);
+    wait_for("an alert", || metric(&service, "keyfuse_deliveries_total") >= 1);
+    service.stop().expect("a clean stop");
+    let topic = serde_json::Value::from(format!("topic {}", broker.topic));
+    assert!(delivered(&config.ndjson[0]).values().any(|alert| alert["alert_key"]["unproven"] == topic && alert["payload"]["outcome"] == "missing"));
 }

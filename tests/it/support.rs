@@ -49,6 +49,7 @@ pub fn config(folder: &Path, broker: &str, topics: &[&str]) -> Config {
         ndjson: vec![folder.join("alerts.ndjson")],
         residue_budget: 1 << 30,
         shadow: None,
+        canaries: None,
     }
 }
 

@@ -1,0 +1,193 @@
+//! Canaries: every so often each detection's own firing test goes through the topics, and what comes back is put to the detection.
+//!
+//! What comes back proves the way from a producer to the decision: broker, consumer group, decoding, the plan and the merge into an
+//! alert, which is compared with what the test expects and goes no further. It is decided beside the live engine, whose rows it must
+//! not mix with; a detection that is switched off or fails there counts as not proven, whatever its canary says. On a thread of its own.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use super::Order;
+use crate::clock::{self, DAY, Micros};
+use crate::config::Canaries as Settings;
+use crate::decode::Canary;
+use crate::detect::{Detection, Test};
+use crate::dimension;
+use crate::error::{Error, Result};
+use crate::secret::Fingerprinter;
+use crate::selftest;
+use crate::source::broker::Sender as KafkaSender;
+use crate::table::{Place, Rows, canaries};
+
+/// What the thread is told.
+pub enum Told {
+    /// The detections as they are now.
+    Detections(Vec<Arc<Detection>>),
+    /// Partitions are assigned: what is sent can come back.
+    Ready,
+    Returned(Vec<(Canary, Place)>),
+}
+
+/// What a canary has shown.
+pub struct Proof {
+    pub detection: String,
+    pub outcome: &'static str,
+    pub sent_at: Micros,
+    test: String,
+    topic: Arc<str>,
+    /// Of the last record that came back.
+    place: Option<Place>,
+    records: usize,
+    returned: usize,
+    took: Micros,
+    pub note: Option<String>,
+}
+
+impl Proof {
+    /// As a row of `canaries`.
+    pub fn append(&self, rows: &mut Rows) {
+        let nowhere = Place { topic: Arc::clone(&self.topic), partition: -1, offset: -1, record: 0 };
+        let id = format!("canary:{}:{}", self.detection, self.sent_at);
+        rows.stamp(self.place.as_ref().unwrap_or(&nowhere), Some(self.sent_at), Some(self.sent_at + self.took), &id, &mut String::new());
+        rows.text(canaries::DETECTION, Some(&self.detection));
+        rows.text(canaries::TEST, Some(&self.test));
+        rows.text(canaries::OUTCOME, Some(self.outcome));
+        rows.text(canaries::NOTE, self.note.as_deref());
+        rows.int(canaries::RECORDS, Some(self.records as i64));
+        rows.int(canaries::RETURNED, Some(self.returned as i64));
+        rows.int(canaries::MILLISECONDS, Some(self.took / 1000));
+        rows.end_row();
+    }
+}
+
+/// A test on its way.
+struct Open {
+    detection: Arc<Detection>,
+    test: Test,
+    sent_at: Micros,
+    topic: Arc<str>,
+    returned: HashMap<usize, serde_json::Value>,
+    place: Option<Place>,
+}
+
+/// Starts the thread; it ends when the sender is dropped.
+///
+/// # Errors
+/// The thread or the producer cannot be started.
+pub fn start(settings: Settings, fingerprinter: Fingerprinter, producer: KafkaSender, topics: Vec<Arc<str>>, orders: Sender<Order>) -> Result<Sender<Told>> {
+    let (tell, told) = channel();
+    let mut post = Post { settings, fingerprinter, producer, topics, orders, detections: Vec::new(), open: HashMap::new(), rounds: 0 };
+    std::thread::Builder::new()
+        .name("canaries".into())
+        .stack_size(16 << 20)
+        .spawn(move || post.work(&told))
+        .map_err(|error| Error::environment("starting the canaries' thread").because(error))?;
+    Ok(tell)
+}
+
+struct Post {
+    settings: Settings,
+    fingerprinter: Fingerprinter,
+    producer: KafkaSender,
+    topics: Vec<Arc<str>>,
+    orders: Sender<Order>,
+    detections: Vec<Arc<Detection>>,
+    open: HashMap<String, Open>,
+    rounds: usize,
+}
+
+impl Post {
+    fn work(&mut self, told: &Receiver<Told>) {
+        let mut next: Option<Micros> = None;
+        loop {
+            let mut proofs = Vec::new();
+            match told.recv_timeout(Duration::from_millis(500)) {
+                Ok(Told::Detections(detections)) => self.detections = detections,
+                Ok(Told::Ready) => next = next.or(Some(clock::now())),
+                Ok(Told::Returned(canaries)) => proofs.extend(canaries.into_iter().filter_map(|(canary, place)| self.take(canary, place))),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let now = clock::now();
+            let overdue: Vec<String> = self.open.iter().filter(|(_, open)| now - open.sent_at > self.settings.within).map(|(name, _)| name.clone()).collect();
+            for open in overdue.iter().filter_map(|name| self.open.remove(name)) {
+                let note = format!("{} of {} records came back within {} s", open.returned.len(), records(&open.test), self.settings.within / clock::SECOND);
+                proofs.push(open.proof("missing", Some(note)));
+            }
+            if next.is_some_and(|next| now >= next) {
+                next = Some(now + self.settings.every);
+                proofs.extend(self.send_all());
+            }
+            if !proofs.is_empty() && self.orders.send(Order::Proved(proofs)).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Sends each detection's smallest firing test, each round through the next topic.
+    fn send_all(&mut self) -> Vec<Proof> {
+        self.rounds += 1;
+        let mut refused = Vec::new();
+        for (number, detection) in self.detections.iter().enumerate() {
+            let Some(test) = detection.tests.iter().filter(|test| !test.expect.is_empty()).min_by_key(|test| records(test)) else { continue };
+            let sent_at = clock::now();
+            // By whole weeks: what a test says of hours, days and bins of time stays true.
+            let weeks = (sent_at - selftest::ZERO).div_euclid(7 * DAY);
+            let test = selftest::restamped(test, weeks * 7 * DAY);
+            let topic = Arc::clone(&self.topics[(number + self.rounds) % self.topics.len()]);
+            let of = records(&test);
+            let rows = test.rows.iter().filter(|(table, _)| !is_dimension(table)).flat_map(|(table, rows)| rows.iter().map(move |(_, row)| (table, row)));
+            let sent = rows.enumerate().try_for_each(|(record, (table, row))| {
+                let canary = Canary { sent_at, detection: detection.name.clone(), record, records: of, table: table.clone(), row: row.clone() };
+                self.producer.send(&topic, None, None, canary.seal(&self.fingerprinter).as_bytes(), None)
+            });
+            let open = Open { detection: Arc::clone(detection), test, sent_at, topic, returned: HashMap::new(), place: None };
+            match sent {
+                Ok(()) => drop(self.open.insert(detection.name.clone(), open)),
+                Err(error) => refused.push(open.proof("missing", Some(error.to_string()))),
+            }
+        }
+        refused
+    }
+
+    fn take(&mut self, canary: Canary, place: Place) -> Option<Proof> {
+        let open = self.open.get_mut(&canary.detection).filter(|open| open.sent_at == canary.sent_at)?;
+        open.returned.insert(canary.record, canary.row);
+        open.place = Some(place);
+        if open.returned.len() < canary.records {
+            return None;
+        }
+        let open = self.open.remove(&canary.detection)?;
+        Some(match selftest::run_one(&open.detection, &open.as_returned()) {
+            Ok(()) => open.proof("seen", None),
+            Err(message) => open.proof("wrong", Some(message)),
+        })
+    }
+}
+
+impl Open {
+    /// The test with the rows that came back in the place of those that were sent.
+    fn as_returned(&self) -> Test {
+        let mut test = self.test.clone();
+        let rows = test.rows.iter_mut().filter(|(table, _)| !is_dimension(table)).flat_map(|(_, rows)| rows);
+        rows.enumerate().for_each(|(record, (_, row))| *row = self.returned.get(&record).cloned().unwrap_or_default());
+        test
+    }
+
+    fn proof(self, outcome: &'static str, note: Option<String>) -> Proof {
+        let took = clock::now() - self.sent_at;
+        let (records, returned) = (records(&self.test), self.returned.len());
+        let Self { detection, test, sent_at, topic, place, .. } = self;
+        Proof { detection: detection.name.clone(), outcome, sent_at, test: test.title, topic, place, records, returned, took, note }
+    }
+}
+
+fn is_dimension(table: &str) -> bool {
+    dimension::by_name(table).is_some()
+}
+
+fn records(test: &Test) -> usize {
+    test.rows.iter().filter(|(table, _)| !is_dimension(table)).map(|(_, rows)| rows.len()).sum()
+}
