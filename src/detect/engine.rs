@@ -78,6 +78,8 @@ struct Live {
     behind_since: Option<Micros>,
     /// Time spent in recent ticks: whoever took least has its turn first.
     spent: Duration,
+    /// Kept rows that it looks at in one tick, at most: fewer where they take long.
+    bound: usize,
     tally: Tally,
 }
 
@@ -333,6 +335,7 @@ impl Engine {
             suspended: None,
             behind_since: None,
             spent: Duration::ZERO,
+            bound: usize::MAX,
             tally: Tally::default(),
         });
         Ok(())
@@ -428,7 +431,7 @@ impl Engine {
             }
             let begun = Instant::now();
             self.evaluate(number, history)?;
-            self.live[number].spent += begun.elapsed();
+            self.live[number].note_time(begun.elapsed(), self.tick_rows, self.tick_time / 4);
         }
         for live in &mut self.live {
             live.spent = live.spent * 15 / 16;
@@ -772,7 +775,7 @@ impl Engine {
     /// The new rows of a join's store that one tick takes: as many as meet no more than [`PAIRS_PER_ROW`] rows for each that a tick may look at.
     fn delta(&self, number: usize, store: usize, from: u64, families: &[HashSet<Key>], keys: &HashSet<Key>) -> Delta {
         let (live, next) = (&self.live[number], self.stores[store].store.next());
-        let bound = self.tick_rows.saturating_mul(PAIRS_PER_ROW);
+        let bound = self.tick_rows.min(live.bound).saturating_mul(PAIRS_PER_ROW);
         let mut fresh: Vec<(u64, usize, usize)> = Vec::new();
         for (family, members) in families.iter().enumerate().filter(|(_, members)| members.iter().any(|key| keys.contains(key))) {
             let partners = live.stores().map(|store| self.stores[store].store.count(members)).sum();
@@ -801,7 +804,7 @@ impl Engine {
         let fits = families.iter().take_while(|family| {
             let before = used;
             used += rows_of(family);
-            before < self.tick_rows
+            before < self.tick_rows.min(live.bound)
         });
         let fits = fits.count().max(1).min(families.len());
         families.split_off(fits).into_iter().flatten().collect()
@@ -1087,6 +1090,17 @@ impl Engine {
 }
 
 impl Live {
+    /// Takes its share of a tick into account: one that took long looks at half as many rows next time.
+    fn note_time(&mut self, took: Duration, tick_rows: usize, share: Duration) {
+        self.spent += took;
+        let bound = self.bound.min(tick_rows);
+        if took > share {
+            self.bound = (bound / 2).max(1);
+        } else if took < share / 4 {
+            self.bound = bound.saturating_mul(2);
+        }
+    }
+
     /// There is something to look at.
     fn is_due(&self) -> bool {
         self.suspended.is_none() && !self.dirty.is_empty()
