@@ -426,7 +426,7 @@ fn line(address: &str, count: usize, detections: &[Detection], archive: Option<b
         if let Some(store) = &store
             && (unflushed > 32 << 20 || messages >= count)
         {
-            runtime.block_on(store.flush(&past.take(), &positions, &mut BTreeSet::new())).expect("flushed");
+            runtime.block_on(store.flush(&past.flush(), &positions, &mut BTreeSet::new(), |table| past.archived(table))).expect("flushed");
             unflushed = 0;
         }
     }
@@ -706,6 +706,7 @@ fn latency() {
         residue_budget: 1 << 30,
         shadow: None,
         canaries: None,
+        sql: None,
     };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let (show_in, show) = sync_channel(1 << 16);

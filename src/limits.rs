@@ -34,6 +34,8 @@ pub const ALERT_EVIDENCE: usize = 10;
 pub const ALERT_FINDINGS: usize = 1000;
 /// Longest SQL text taken at the query door (bytes).
 pub const SQL_BYTES: usize = 64 << 10;
+/// Most statements in one message of the PostgreSQL wire.
+pub const SQL_STATEMENTS: usize = 32;
 /// Most tokens of one query; a flat chain of some 8,000 ORs overflows the planner's stack.
 pub const SQL_TOKENS: usize = 4_000;
 /// Deepest bracket nesting of one query.

@@ -34,6 +34,7 @@ use crate::error::{At, Error, Fault, Result};
 use crate::late::Window;
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::query::{Doors, Limits};
 use crate::schedule;
 use crate::secret::Fingerprinter;
 use crate::sink::{Delivery, Ndjson, Parcel, Sink};
@@ -120,6 +121,8 @@ pub enum Order {
 pub struct Service {
     pub metrics: Arc<Metrics>,
     pub health: Arc<Health>,
+    /// Doors on the archive and on what is not in it yet.
+    pub doors: Arc<Doors>,
     orders: Sender<Order>,
     engine: std::thread::JoinHandle<Result<()>>,
     stopped: Arc<AtomicBool>,
@@ -188,6 +191,7 @@ impl Service {
             let delivery = Delivery::start(sink, Arc::clone(&log), Arc::clone(&metrics));
             deliveries.push(delivery.map_err(|error| one(Error::environment("starting a sink's thread").because(error)))?);
         }
+        let hot = Arc::new(Memory::default());
         let mut book = AlertBook::new(allow);
         let mut unarchived = BTreeSet::new();
         for alert in recovered.alerts {
@@ -200,6 +204,9 @@ impl Service {
             }
             if recovered.archived.get(&alert.alert_id).is_none_or(|revision| *revision < alert.revision) {
                 unarchived.insert(alert.alert_id.clone());
+                let mut rows = Rows::new(&alerts::TABLE);
+                alert.append(&mut rows);
+                hot.add(&alerts::TABLE, &rows.finish());
             }
             book.restore(alert);
         }
@@ -213,7 +220,10 @@ impl Service {
             }
             None => None,
         };
+        let limits = config.sql.as_ref().map_or(Limits::default(), |(_, limits)| *limits);
+        let doors = Arc::new(Doors::new(Some(Arc::clone(&archive)), Arc::clone(&hot), Arc::clone(&dimensions), fingerprinter.clone(), limits));
         let worker = Worker {
+            doors: Arc::clone(&doors),
             canaries,
             proofs: HashMap::new(),
             dimensions,
@@ -222,11 +232,7 @@ impl Service {
             failed_moments: HashMap::new(),
             rollouts,
             decoders: config.topics.iter().map(|t| (t.name.clone(), Decoder::new(t.format, decoding.clone()))).collect(),
-            past: Past {
-                memory: Memory::default(),
-                flushing: Mutex::default(),
-                archive: ArchiveHistory { archive: Arc::clone(&archive), runtime: runtime.clone() },
-            },
+            past: Past { memory: Arc::clone(&hot), archive: ArchiveHistory { archive: Arc::clone(&archive), runtime: runtime.clone() } },
             config: config.clone(),
             listener: listener.clone(),
             stated,
@@ -276,7 +282,7 @@ impl Service {
             let watcher = std::thread::Builder::new().name("dimensions".into()).spawn(move || listener.watch(&orders, &stopped));
             watcher.map_err(|error| one(Error::environment("starting the thread that watches dimensions").because(error)))?;
         }
-        Ok(Self { metrics, health, orders, engine, stopped })
+        Ok(Self { metrics, health, doors, orders, engine, stopped })
     }
 
     /// Reads the detections again; a bad file keeps the old ones running.
@@ -355,8 +361,7 @@ fn names_of(detections: &[Detection]) -> Vec<(String, String)> {
 
 /// What is not yet in the archive, what is on its way there, and the archive.
 struct Past {
-    memory: Memory,
-    flushing: Mutex<Vec<(&'static Table, RecordBatch)>>,
+    memory: Arc<Memory>,
     archive: ArchiveHistory,
 }
 
@@ -364,8 +369,6 @@ impl History for Past {
     fn rows(&self, ask: &LookBack<'_>) -> Result<Vec<RecordBatch>> {
         // Hot first: a row that moves on meanwhile is seen twice, never missed.
         let mut rows = self.memory.rows(ask)?;
-        let flushing = self.flushing.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        rows.extend(flushing.into_iter().filter(|(table, _)| std::ptr::eq(*table, ask.table)).map(|(_, batch)| batch));
         rows.extend(self.archive.rows(ask)?);
         Ok(rows)
     }
@@ -389,6 +392,7 @@ type FlushResult = (Result<Flushed>, Pending, Duration);
 
 struct Worker {
     config: Config,
+    doors: Arc<Doors>,
     canaries: Option<Sender<Told>>,
     /// When the last canary of each detection was sent, and what came of it.
     proofs: HashMap<String, (Micros, &'static str)>,
@@ -920,6 +924,9 @@ impl Worker {
         }
         let told: Vec<Alert> = due.iter().filter_map(|id| self.book.tell(id)).collect();
         self.log.lock().unwrap_or_else(PoisonError::into_inner).append(&told)?;
+        let mut rows = Rows::new(&alerts::TABLE);
+        told.iter().for_each(|alert| alert.append(&mut rows));
+        self.past.memory.add(&alerts::TABLE, &rows.finish());
         for alert in told {
             self.unlogged.remove(&alert.alert_id);
             self.unarchived.insert(alert.alert_id.clone());
@@ -973,10 +980,10 @@ impl Worker {
             },
         };
         let (done, result) = sync_channel(1);
-        let archive = Arc::clone(&self.archive);
+        let (archive, hot) = (Arc::clone(&self.archive), Arc::clone(&self.past.memory));
         self.runtime.spawn(async move {
             let started = Instant::now();
-            let flushed = archive.flush(&pending.batches, &pending.positions, &mut pending.committed).await;
+            let flushed = archive.flush(&pending.batches, &pending.positions, &mut pending.committed, |table| hot.archived(table)).await;
             let _ = done.send((flushed, pending, started.elapsed()));
         });
         self.flush = Some(result);
@@ -985,22 +992,15 @@ impl Worker {
 
     fn new_flush(&mut self) -> Option<Pending> {
         let changed: Vec<Alert> = std::mem::take(&mut self.unarchived).iter().filter_map(|id| self.book.get(id)).cloned().collect();
-        let mut batches = self.past.memory.take();
-        let look = self.stopping || self.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY);
-        if batches.is_empty() && changed.is_empty() && !look {
+        if self.stopping || self.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
+            self.looked = Some(Instant::now());
+            self.past.memory.add(&detection_health::TABLE, &self.look_at_detections());
+        }
+        let batches = self.past.memory.flush();
+        if batches.is_empty() && changed.is_empty() {
             return None;
         }
-        self.past.flushing.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&batches);
         self.unarchived_bytes = 0;
-        if look {
-            self.looked = Some(Instant::now());
-            batches.push((&detection_health::TABLE, self.look_at_detections()));
-        }
-        if !changed.is_empty() {
-            let mut rows = Rows::new(&alerts::TABLE);
-            changed.iter().for_each(|alert| alert.append(&mut rows));
-            batches.push((&alerts::TABLE, rows.finish()));
-        }
         Some(Pending { batches, positions: self.positions.clone(), alerts: changed, decided: self.decided, committed: BTreeSet::new() })
     }
 
@@ -1050,7 +1050,6 @@ impl Worker {
         let Some((flushed, pending, took)) = result else { return Err(Error::bug("a flush ended without a word")) };
         match flushed {
             Ok(flushed) => {
-                self.past.flushing.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 self.log.lock().unwrap_or_else(PoisonError::into_inner).archived(&pending.alerts, pending.decided)?;
                 self.source.commit(&pending.positions, false);
                 self.has_archived_to(pending.decided);
@@ -1151,6 +1150,7 @@ impl Worker {
 
     fn settle_in(&mut self, world: World) {
         self.dimensions = Arc::new(world.dimensions);
+        self.doors.set_dimensions(&self.dimensions);
         self.book.set_allow_list(world.allow);
         self.decoders.values_mut().for_each(|decoder| decoder.set_networks(&world.networks));
     }

@@ -45,7 +45,7 @@ pub fn run_one(detection: &Detection, test: &Test) -> Result<(), String> {
     let mut engine = engine.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
     match detection.schedule {
         Some(_) => check_scheduled(detection, &dimensions, test),
-        None => check(&mut engine, detection, test),
+        None => check(&mut engine, test),
     }
 }
 
@@ -126,10 +126,10 @@ fn check_scheduled(detection: &Detection, dimensions: &Dimensions, test: &Test) 
         let found = runtime.block_on(schedule::ask(&detection, at, &past, dimensions, &Fingerprinter::public()));
         findings.extend(found.map_err(|error| error.to_string())?);
     }
-    compare(&alerts_of(&findings, AllowList::default()), &detection, test)
+    compare(&alerts_of(&findings, AllowList::default()), test)
 }
 
-fn check(engine: &mut Engine, detection: &Detection, test: &Test) -> Result<(), String> {
+fn check(engine: &mut Engine, test: &Test) -> Result<(), String> {
     let mut findings: Vec<Finding> = Vec::new();
     let (past, mut arrived) = (Memory::default(), Micros::MIN);
     for (line, table, batch) in rows_of(test)? {
@@ -147,10 +147,10 @@ fn check(engine: &mut Engine, detection: &Detection, test: &Test) -> Result<(), 
     findings.extend(engine.tick(&past).map_err(|error| error.to_string())?);
     let mut book = alerts_of(&findings, AllowList::default());
     book.settle(Micros::MAX, &Default::default());
-    compare(&book, detection, test)
+    compare(&book, test)
 }
 
-fn compare(book: &AlertBook, detection: &Detection, test: &Test) -> Result<(), String> {
+fn compare(book: &AlertBook, test: &Test) -> Result<(), String> {
     let mut alerts: Vec<&Alert> = book.all().into_iter().filter(|alert| alert.status != Status::Retracted).collect();
     let shown = |alerts: &[&Alert]| alerts.iter().map(|alert| flat(alert).to_string()).collect::<Vec<_>>().join("\n  ");
     if alerts.len() != test.expect.len() {

@@ -141,11 +141,18 @@ impl Archive {
 
     /// Writes rows and commits them with the positions that they reach up to: all tables with rows, `rejects` last.
     ///
-    /// `committed` collects the tables that are done, so that a failed flush can be tried again from where it stopped.
+    /// `committed` collects the tables that are done, so that a failed flush can be tried again from where it stopped. `then` is
+    /// called for each, before anybody can read the table again: see [`Archive::read_with`].
     ///
     /// # Errors
     /// Storage, or a second owner of one of the partitions.
-    pub async fn flush(&self, batches: &[(&'static Table, RecordBatch)], positions: &Positions, committed: &mut BTreeSet<&'static str>) -> Result<Flushed> {
+    pub async fn flush(
+        &self,
+        batches: &[(&'static Table, RecordBatch)],
+        positions: &Positions,
+        committed: &mut BTreeSet<&'static str>,
+        then: impl Fn(&'static Table),
+    ) -> Result<Flushed> {
         let mut by_table: BTreeMap<&'static str, (&'static Table, Vec<RecordBatch>)> = BTreeMap::new();
         for (table, batch) in batches {
             by_table.entry(table.name).or_insert((table, Vec::new())).1.push(batch.clone());
@@ -162,7 +169,9 @@ impl Archive {
             flushed.rows += files.iter().map(|file| file.rows).sum::<u64>();
             let always = std::ptr::eq(table, &rejects::TABLE);
             if always || !files.is_empty() {
-                self.log(table)?.lock().await.commit(&files, positions).await?;
+                let mut log = self.log(table)?.lock().await;
+                log.commit(&files, positions).await?;
+                then(table);
             }
             committed.insert(table.name);
         }
@@ -209,8 +218,17 @@ impl Archive {
     /// # Errors
     /// The log cannot be read.
     pub async fn read(&self, table: &'static Table) -> Result<ArchiveTable> {
-        let files = self.log(table)?.lock().await.files().await?;
-        Ok(ArchiveTable::new(&self.location, table, files))
+        Ok(self.read_with(table, || ()).await?.0)
+    }
+
+    /// A table as of now, and something of the same moment: no flush of this process commits in between.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub async fn read_with<T>(&self, table: &'static Table, hot: impl FnOnce() -> T) -> Result<(ArchiveTable, T)> {
+        let mut log = self.log(table)?.lock().await;
+        let files = log.files().await?;
+        Ok((ArchiveTable::new(&self.location, table, files), hot()))
     }
 }
 

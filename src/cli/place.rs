@@ -1,13 +1,16 @@
 //! Where a verb asks its questions: an archive, or log files.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use keyfuse::archive::Archive;
 use keyfuse::dimension::Dimensions;
 use keyfuse::error::Error;
-use keyfuse::query::{Answer, Door, Limits, Rows, on_deep_stacks};
+use keyfuse::query::{Answer, Door, Doors, Limits, on_deep_stacks, wire};
 use keyfuse::replay::{Settings, replay};
+use keyfuse::secret::Fingerprinter;
 use keyfuse::source::files;
+use keyfuse::table::Memory;
 
 use super::{Rules, runtime};
 
@@ -34,6 +37,7 @@ pub struct Open {
     pub runtime: tokio::runtime::Runtime,
     pub door: Door,
     pub dimensions: Dimensions,
+    doors: Arc<Doors>,
 }
 
 impl Place {
@@ -45,10 +49,9 @@ impl Place {
         let runtime = runtime()?;
         if self.from.is_empty() {
             super::must_be_archive(&self.archive)?;
-            let archive = runtime.block_on(Archive::open(&self.archive, &options)).map_err(one)?;
-            let door = runtime.block_on(Door::open(Rows::Archive(&archive), &stated, &fingerprinter, limits)).map_err(one)?;
+            let archive = Arc::new(runtime.block_on(Archive::open(&self.archive, &options)).map_err(one)?);
             let dimensions = self.rules.dimensions_of(&runtime, &archive)?;
-            return Ok(Open { runtime, door, dimensions });
+            return Open::new(runtime, Some(archive), Arc::default(), dimensions, fingerprinter, limits);
         }
         let inputs = runtime.block_on(files::resolve(&self.from, &options)).map_err(one)?;
         let decoding = self.rules.decoding()?;
@@ -58,12 +61,31 @@ impl Place {
         if refused > 0 {
             eprintln!("keyfuse: {refused} of {} records were refused and are not in the answer; see the table rejects", replayed.summary.records());
         }
-        let door = runtime.block_on(Door::open(Rows::Memory(&replayed.rows), &stated, &fingerprinter, limits)).map_err(one)?;
-        Ok(Open { runtime, door, dimensions: stated })
+        Open::new(runtime, None, Arc::new(replayed.rows), stated, fingerprinter, limits)
     }
 }
 
 impl Open {
+    fn new(
+        runtime: tokio::runtime::Runtime,
+        archive: Option<Arc<Archive>>,
+        rows: Arc<Memory>,
+        dimensions: Dimensions,
+        fingerprinter: Fingerprinter,
+        limits: Limits,
+    ) -> Result<Self, Vec<Error>> {
+        let doors = Arc::new(Doors::new(archive, rows, Arc::new(dimensions.clone()), fingerprinter, limits));
+        let opened = Arc::clone(&doors);
+        let door = on_deep_stacks(&runtime, async move { opened.open().await }).map_err(|error| vec![error])?;
+        Ok(Self { runtime, door, dimensions, doors })
+    }
+
+    /// Answers on the PostgreSQL wire until the value is dropped.
+    pub fn listen(&self, settings: wire::Settings, fingerprinter: Fingerprinter) -> Result<wire::Listening, Vec<Error>> {
+        let doors = Arc::clone(&self.doors);
+        on_deep_stacks(&self.runtime, async move { wire::listen(&settings, doors, &fingerprinter).await }).map_err(|error| vec![error])
+    }
+
     /// Asks one question.
     pub fn ask(&self, sql: &str) -> Result<Answer, Vec<Error>> {
         let (door, sql) = (self.door.clone(), sql.to_owned());

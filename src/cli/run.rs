@@ -20,6 +20,8 @@ use keyfuse::dimension::Files;
 use keyfuse::error::{At, Error};
 use keyfuse::metrics::Metrics;
 use keyfuse::pipeline::{Health, Order, Service, Show};
+use keyfuse::query::{Limits, wire};
+use keyfuse::secret::Fingerprinter;
 use keyfuse::source::broker::{Broker, Sender};
 
 use super::terminal::{Style, coloured};
@@ -62,6 +64,17 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let web = Web { metrics: Arc::clone(&service.metrics), health: Arc::clone(&service.health), orders: service.orders() };
     runtime.spawn(async move { axum::serve(listener, router(web)).await });
 
+    let questions = keyfuse::query::runtime().map_err(one)?;
+    let sql = match &config.sql {
+        Some((settings, _)) => {
+            let (settings, doors, fingerprinter) =
+                (settings.clone(), Arc::clone(&service.doors), Fingerprinter::from_file(&config.data.join("fingerprint.key")).map_err(one)?);
+            let listening = keyfuse::query::on_deep_stacks(&questions, async move { wire::listen(&settings, doors, &fingerprinter).await });
+            Some(listening.map_err(one)?)
+        }
+        None => None,
+    };
+
     let stop = Arc::new(AtomicBool::new(false));
     let reload = Arc::new(AtomicBool::new(false));
     signals(&runtime, &stop, &reload);
@@ -71,6 +84,15 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     println!("keyfuse {}: {} detections, {} topics", env!("CARGO_PKG_VERSION"), detections.len(), config.topics.len());
     println!("  metrics  http://{address}/metrics  (also /healthz, /readyz)");
     println!("  archive  {}", config.archive);
+    if let (Some(sql), Some((settings, _))) = (&sql, &config.sql) {
+        println!(
+            "  psql     psql \"host={} port={} user={}\"{}",
+            sql.address.ip(),
+            sql.address.port(),
+            settings.user,
+            if settings.password.is_some() { "" } else { "  (no password: everybody on this machine may ask)" }
+        );
+    }
     println!("  ask      keyfuse sql --archive {} \"SELECT event_name, count(*) FROM cloudtrail GROUP BY 1 ORDER BY 2 DESC\"\n", config.archive);
 
     let told = Arc::new(AtomicBool::new(false));
@@ -88,6 +110,8 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     stop.store(true, Ordering::Relaxed);
     println!("\nstopping: draining, writing the archive, delivering");
     let ended = service.stop();
+    drop(sql);
+    questions.shutdown_background();
     if let Some(player) = player {
         player.join().map_err(|_| one(Error::bug("the story's thread panicked")))?.map_err(one)?;
     }
@@ -304,6 +328,10 @@ impl Demo {
             ndjson: Vec::new(),
             residue_budget: 1 << 30,
             shadow: None,
+            sql: Some((
+                wire::Settings { listen: ([127, 0, 0, 1], 0).into(), user: "keyfuse".into(), password: None, tls: None, connections: 32 },
+                Limits { time: Duration::from_secs(60), ..Limits::default() },
+            )),
             canaries: Some(Canaries { every: 10 * clock::MINUTE, within: clock::MINUTE }),
         };
         Ok(Self { broker, config })

@@ -7,7 +7,7 @@ use std::time::Duration;
 use keyfuse::error::Error;
 use keyfuse::function::FUNCTIONS;
 use keyfuse::query::output::{Format, write};
-use keyfuse::query::{Door, Limits};
+use keyfuse::query::{Door, Limits, wire};
 use keyfuse::table::{DIMENSIONS, TABLES, VIEWS};
 use rustyline::error::ReadlineError;
 
@@ -33,14 +33,38 @@ pub struct Args {
     /// Most memory for one question, such as 2GiB.
     #[arg(long, default_value = "2GiB")]
     memory: String,
+    /// Answer on the PostgreSQL wire instead, for psql, Grafana and drivers: an address and port, such as 127.0.0.1:5433.
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "query")]
+    listen: Option<std::net::SocketAddr>,
+    /// Who may ask on the wire.
+    #[arg(long, default_value = "keyfuse", requires = "listen")]
+    user: String,
+    /// File with the password; without one everybody on this machine may ask.
+    #[arg(long, requires = "listen")]
+    password_file: Option<PathBuf>,
+    /// Certificate chain as PEM.
+    #[arg(long, requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its key as PEM.
+    #[arg(long, requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
 }
 
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let one = |error: Error| vec![error];
     let memory = keyfuse::config::parse_bytes(&args.memory)
         .ok_or_else(|| one(Error::user(format!("--memory `{}`: write a size in KiB, MiB or GiB, such as 2GiB", args.memory))))?;
-    let limits = Limits { memory, time: Duration::from_secs(args.timeout.max(1)) };
+    let limits = Limits { memory, time: Duration::from_secs(args.timeout.max(1)), ..Limits::default() };
     let place = args.place.open(limits)?;
+    if let Some(listen) = args.listen {
+        let settings = wire::Settings { listen, user: args.user, password: args.password_file, tls: args.tls_cert.zip(args.tls_key), connections: 32 };
+        let settings = settings.proven().map_err(|message| one(Error::user(format!("--listen {message}").replace('_', "-"))))?;
+        let listening = place.listen(settings.clone(), args.place.rules.fingerprinter()?)?;
+        println!("psql \"host={} port={} user={}\"   (Ctrl-C ends it)", listening.address.ip(), listening.address.port(), settings.user);
+        place.runtime.block_on(tokio::signal::ctrl_c()).map_err(|error| one(Error::environment("waiting for Ctrl-C").because(error)))?;
+        place.runtime.shutdown_background();
+        return Ok(Outcome::Clean);
+    }
     let query = match args.query {
         None if std::io::stdin().is_terminal() => return prompt(&place.runtime, &place.door, args.format),
         None => Some(std::io::read_to_string(std::io::stdin()).map_err(|error| one(Error::environment("reading standard input").because(error)))?),

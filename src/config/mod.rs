@@ -11,6 +11,7 @@ use crate::decode::{FORMATS, Format, format_by_name, read_mappings};
 use crate::dimension::{Dimensions, Files};
 use crate::error::{At, Error, Result};
 use crate::network::Networks;
+use crate::query::{Limits, wire};
 
 /// Everything `keyfuse run` needs to know.
 #[derive(Clone)]
@@ -42,6 +43,8 @@ pub struct Config {
     pub residue_budget: usize,
     /// How long a new or changed detection must be quiet before its alerts are delivered; none: at once.
     pub shadow: Option<Micros>,
+    /// The SQL door on the PostgreSQL wire, and what one question may cost there.
+    pub sql: Option<(wire::Settings, Limits)>,
     /// Whether, and how, it is proven over and over that detections see.
     pub canaries: Option<Canaries>,
 }
@@ -83,6 +86,46 @@ struct File {
     #[serde(default)]
     rollout: RolloutSection,
     canaries: Option<CanariesSection>,
+    sql: Option<SqlSection>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SqlSection {
+    listen: Option<String>,
+    user: Option<String>,
+    password_file: Option<PathBuf>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    connections: Option<usize>,
+    time: Option<String>,
+    memory: Option<String>,
+    rows: Option<usize>,
+}
+
+impl SqlSection {
+    fn prove(self, near: impl Fn(PathBuf) -> PathBuf) -> Result<(wire::Settings, Limits), String> {
+        let listen = self.listen.as_deref().unwrap_or("127.0.0.1:5433");
+        let tls = match (self.tls_cert, self.tls_key) {
+            (Some(certificate), Some(key)) => Some((near(certificate), near(key))),
+            (None, None) => None,
+            _ => return Err("tls_cert and tls_key belong together".into()),
+        };
+        let settings = wire::Settings {
+            listen: listen.parse().map_err(|_| format!("listen: `{listen}`: write an address and port, such as 127.0.0.1:5433"))?,
+            user: self.user.unwrap_or_else(|| "keyfuse".into()),
+            password: self.password_file.map(&near),
+            tls,
+            connections: self.connections.unwrap_or(32).max(1),
+        };
+        let length = |text: &str| parse_length(text).filter(|length| *length > 0).ok_or_else(|| format!("time: `{text}`: write a length such as 60s or 5m"));
+        let limits = Limits {
+            time: Duration::from_micros(self.time.as_deref().map_or(Ok(60 * SECOND), length)?.unsigned_abs()),
+            memory: self.memory.as_deref().map_or(Some(1 << 30), parse_bytes).ok_or("memory: write a size such as 512MiB or 2GiB")?,
+            rows: self.rows.unwrap_or(1_000_000),
+        };
+        Ok((settings.proven()?, limits))
+    }
 }
 
 #[derive(Deserialize)]
@@ -239,6 +282,7 @@ impl Config {
             }
             Some(Canaries { every, within })
         });
+        let sql = file.sql.and_then(|section| section.prove(near).map_err(|message| problem("[sql]", message)).ok());
         let residue_budget = file.limits.residue_budget.as_deref().map_or(Some(1 << 30), parse_bytes);
         if residue_budget.is_none() {
             problem("[limits] residue_budget", "write a size such as 512MiB or 2GiB".into());
@@ -270,6 +314,7 @@ impl Config {
                 residue_budget,
                 shadow,
                 canaries,
+                sql,
             }),
             _ => Err(problems),
         }

@@ -30,6 +30,16 @@ pub static FUNCTIONS: &[(&str, &str, &str)] = &[
     ("fingerprint", "secret", "the name that this deployment gives a secret, as found in `credential` columns"),
 ];
 
+/// Functions that give rows, at the query door only: name, arguments and meaning.
+pub static TABLE_FUNCTIONS: &[(&str, &str, &str)] = &[
+    (
+        "credential_timeline",
+        "credential",
+        "every act of a credential and of what was minted from it (`depth` links further), over all streams, in order of time: `SELECT * FROM credential_timeline('AKIA…')`",
+    ),
+    ("lineage_of", "credential", "what a credential was minted from, and what was minted from it: `relation` is ancestor or descendant"),
+];
+
 /// Adds the functions, and JSON access into `raw` (`json_get_str(raw, 'userIdentity', 'arn')`, `raw->'requestParameters'->>'modelId'`).
 ///
 /// # Errors

@@ -1,9 +1,11 @@
 //! Refuses, before planning, what would harm the process: the planner's recursion is not bounded by the parser's.
 
 use datafusion::sql::sqlparser::dialect::GenericDialect;
-use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+use datafusion::sql::sqlparser::tokenizer::Tokenizer;
 
 use crate::error::{Error, Result};
+pub use datafusion::sql::sqlparser::tokenizer::Token;
+
 use crate::limits::{SQL_BYTES, SQL_NESTING, SQL_TOKENS};
 
 /// Statements that only read.
@@ -12,17 +14,29 @@ const READING: [&str; 6] = ["SELECT", "WITH", "VALUES", "EXPLAIN", "SHOW", "DESC
 /// Functions that make much of little, past every memory pool.
 const REFUSED: [&str; 5] = ["repeat", "lpad", "rpad", "generate_series", "range"];
 
-/// Checks size, nesting and kind of a statement by its tokens alone.
+/// Whether a statement that begins with this word only reads.
+pub fn reads(first: &str) -> bool {
+    READING.contains(&first)
+}
+
+/// The tokens of a text of bearable size.
+///
+/// # Errors
+/// It is too long, or no SQL at all.
+pub fn tokens(sql: &str) -> Result<Vec<Token>> {
+    if sql.len() > SQL_BYTES {
+        return Err(Error::user(format!("the query is {} bytes long; the limit is {SQL_BYTES}", sql.len())));
+    }
+    Tokenizer::new(&GenericDialect {}, sql).tokenize().map_err(|error| Error::user(format!("SQL: {error}")))
+}
+
+/// Checks kind, functions, size and nesting of a statement by its tokens alone.
 ///
 /// # Errors
 /// Says which bound was passed, or what is not allowed.
 pub fn check(sql: &str) -> Result<()> {
-    if sql.len() > SQL_BYTES {
-        return Err(Error::user(format!("the query is {} bytes long; the limit is {SQL_BYTES}", sql.len())));
-    }
-    let tokens = Tokenizer::new(&GenericDialect {}, sql).tokenize().map_err(|error| Error::user(format!("SQL: {error}")))?;
+    let tokens = tokens(sql)?;
     let mut words = tokens.iter().filter(|token| !matches!(token, Token::Whitespace(_)));
-    let (mut count, mut depth, mut deepest) = (0usize, 0usize, 0usize);
     let first = words.clone().find(|token| !matches!(token, Token::LParen)).map(ToString::to_string).unwrap_or_default().to_uppercase();
     if !READING.contains(&first.as_str()) {
         let what = if first.is_empty() { "nothing" } else { first.as_str() };
@@ -30,15 +44,29 @@ pub fn check(sql: &str) -> Result<()> {
     }
     let mut ended = false;
     for token in &mut words {
-        count += 1;
         match token {
             Token::Word(word) if REFUSED.contains(&word.value.to_lowercase().as_str()) => {
                 return Err(Error::user(format!("{}() is not offered here: its result can be of any size", word.value)));
             }
-            Token::LParen | Token::LBracket => depth += 1,
-            Token::RParen | Token::RBracket => depth = depth.saturating_sub(1),
             Token::SemiColon => ended = true,
             _ if ended => return Err(Error::user("one statement at a time")),
+            _ => {}
+        }
+    }
+    bounds(sql)
+}
+
+/// Checks size and nesting alone.
+///
+/// # Errors
+/// Says which bound was passed.
+pub fn bounds(sql: &str) -> Result<()> {
+    let (mut count, mut depth, mut deepest) = (0usize, 0usize, 0usize);
+    for token in tokens(sql)?.iter().filter(|token| !matches!(token, Token::Whitespace(_))) {
+        count += 1;
+        match token {
+            Token::LParen | Token::LBracket => depth += 1,
+            Token::RParen | Token::RBracket => depth = depth.saturating_sub(1),
             _ => {}
         }
         // `CASE`, `NOT` and `-` nest without brackets; a chain of them is bounded by the token limit below.

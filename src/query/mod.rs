@@ -1,9 +1,14 @@
 //! The SQL door: read-only questions over the archive or over rows in memory, with limits that no question can get past.
 
+mod doors;
+mod functions;
 mod guard;
+mod help;
+mod hot;
 pub mod output;
+pub mod wire;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
@@ -11,13 +16,16 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use datafusion::catalog::{MemTable, Session, TableProvider};
 use datafusion::common::{Result as DfResult, ScalarValue};
+use datafusion::error::DataFusionError;
+use datafusion::execution::SessionState;
 use datafusion::execution::context::{SQLOptions, SessionContext};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::logical_expr::{Expr, TableType, col, lit};
+use datafusion::logical_expr::{Expr, LogicalPlan, TableType, col, lit};
 use datafusion::physical_plan::{ExecutionPlan, collect};
-use datafusion::prelude::SessionConfig;
+use datafusion::prelude::{DataFrame, SessionConfig};
 use futures::StreamExt;
+use parking_lot::RwLock;
 
 use crate::archive::Archive;
 use crate::clock::Micros;
@@ -29,16 +37,21 @@ use crate::function::run_at;
 use crate::secret::Fingerprinter;
 use crate::table::{DIMENSIONS, Memory, TABLES, rejects, statements};
 
+pub use doors::Doors;
+use hot::HotAndArchived;
+
 /// What one question may cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub memory: usize,
     pub time: Duration,
+    /// Most rows of an answer.
+    pub rows: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { memory: 2 << 30, time: Duration::from_secs(300) }
+        Self { memory: 2 << 30, time: Duration::from_secs(300), rows: usize::MAX }
     }
 }
 
@@ -46,6 +59,17 @@ impl Default for Limits {
 pub enum Rows<'a> {
     Archive(&'a Archive),
     Memory(&'a Memory),
+    /// The archive, and what is not in it yet.
+    Both(&'a Archive, &'a Memory),
+}
+
+impl<'a> Rows<'a> {
+    fn archive(&self) -> Option<&'a Archive> {
+        match self {
+            Rows::Archive(archive) | Rows::Both(archive, _) => Some(archive),
+            Rows::Memory(_) => None,
+        }
+    }
 }
 
 /// Tables of which the newest row of each thing is asked for under their name, and all rows under another.
@@ -83,7 +107,7 @@ impl Door {
     /// The archive cannot be read.
     pub async fn open(rows: Rows<'_>, dimensions: &Dimensions, fingerprinter: &Fingerprinter, limits: Limits) -> Result<Self> {
         let mut dimensions = dimensions.clone();
-        if let Rows::Archive(archive) = &rows {
+        if let Some(archive) = rows.archive() {
             // What topics stated is in the archive; what is wrong in it was told when it was read.
             dimensions.add_statements(&Statement::of_rows(&archive.all(&statements::TABLE).await?));
         }
@@ -101,17 +125,27 @@ impl Door {
         let ctx = SessionContext::new_with_config_rt(config, runtime);
         let mut tables: Vec<(&'static str, Arc<dyn TableProvider>)> = Vec::new();
         for table in TABLES {
-            let provider: Arc<dyn TableProvider> = match &rows {
-                Rows::Archive(archive) => {
-                    let read = archive.read(table).await?;
-                    read.register_store(&ctx);
-                    let read = match moment {
-                        Some(Moment { at, over }) if table.is_stream() => read.appended_between(at.saturating_sub(over), at),
-                        _ => read,
-                    };
-                    Arc::new(read)
+            let hot = |memory: &Memory| memory.of(table);
+            let (archived, hot) = match &rows {
+                Rows::Archive(archive) => (Some(archive.read(table).await?), Vec::new()),
+                Rows::Memory(memory) => (None, hot(memory)),
+                Rows::Both(archive, memory) => {
+                    let (archived, hot) = archive.read_with(table, || hot(memory)).await?;
+                    (Some(archived), hot)
                 }
-                Rows::Memory(memory) => Arc::new(MemTable::try_new(table.schema(), vec![memory.of(table)])?),
+            };
+            let archived = archived.map(|read| {
+                read.register_store(&ctx);
+                match moment {
+                    Some(Moment { at, over }) if table.is_stream() => read.appended_between(at.saturating_sub(over), at),
+                    _ => read,
+                }
+            });
+            let hot = MemTable::try_new(table.schema(), vec![hot])?;
+            let provider: Arc<dyn TableProvider> = match archived {
+                Some(archived) if matches!(rows, Rows::Both(..)) => Arc::new(HotAndArchived { archived, hot }),
+                Some(archived) => Arc::new(archived),
+                None => Arc::new(hot),
             };
             let provider = match moment {
                 Some(Moment { at, over }) if table.is_stream() => {
@@ -129,7 +163,7 @@ impl Door {
         for table in DIMENSIONS {
             tables.push((table.name, Arc::new(MemTable::try_new(table.schema(), vec![vec![dimensions.of(table)]])?)));
         }
-        let lineage: Arc<dyn TableProvider> = Arc::new(LineageTable { ctx: ctx.clone() });
+        let lineage: Arc<dyn TableProvider> = Arc::new(LineageTable { ctx: ctx.state_weak_ref() });
         register_tables(&ctx, fingerprinter, |name, _| {
             tables.iter().find(|(known, _)| *known == name).map_or_else(|| Arc::clone(&lineage), |(_, provider)| Arc::clone(provider))
         })?;
@@ -142,6 +176,9 @@ impl Door {
         for (name, provider) in tables.iter().filter(|(name, _)| [rejects::TABLE.name, statements::TABLE.name].contains(name)) {
             ctx.register_table(*name, Arc::clone(provider))?;
         }
+        // What the tables and functions mean, to be asked like anything else.
+        help::register(&ctx)?;
+        functions::register(&ctx);
         Ok(Self { ctx, limits })
     }
 
@@ -151,32 +188,37 @@ impl Door {
     /// What is not allowed, wrong in the SQL, or over a limit.
     pub async fn ask(&self, sql: &str) -> Result<Answer> {
         guard::check(sql)?;
-        let (ctx, sql, memory) = (self.ctx.clone(), sql.to_owned(), self.limits.memory);
-        // A task of its own: a plan that never pauses must not keep the clock from being looked at.
-        let work = tokio::spawn(async move {
-            let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-            let frame = ctx.sql_with_options(&sql, options).await.map_err(plain)?;
-            let schema: SchemaRef = Arc::new(frame.schema().as_arrow().clone());
-            let mut rows = frame.execute_stream().await.map_err(plain)?;
-            let (mut batches, mut bytes) = (Vec::new(), 0);
-            while let Some(batch) = rows.next().await {
-                let batch = batch.map_err(plain)?;
-                bytes += batch.get_array_memory_size();
-                if bytes > memory {
-                    return Err(Error::user(format!("the answer is larger than {} MiB; ask for less, or raise --memory", memory >> 20)));
-                }
-                batches.push(batch);
-            }
-            Ok(Answer { schema, batches })
-        });
-        let stop = work.abort_handle();
-        match tokio::time::timeout(self.limits.time, work).await {
-            Ok(answer) => answer.unwrap_or_else(|_| Err(Error::bug("the query panicked"))),
-            Err(_) => {
-                stop.abort();
-                Err(Error::user(format!("stopped after {} s; narrow the question, or raise --timeout", self.limits.time.as_secs())))
-            }
+        let (door, sql, limits) = (self.clone(), sql.to_owned(), self.limits);
+        match limited(limits, async move { door.run(door.plan(&sql).await?, limits).await }).await {
+            Some(answer) => answer.map_err(plain),
+            None => Err(Error::user(format!("stopped after {} s; narrow the question, or raise the time limit", limits.time.as_secs()))),
         }
+    }
+
+    /// Plans a question that the guard has let through.
+    async fn plan(&self, sql: &str) -> DfResult<LogicalPlan> {
+        reads_only(self.ctx.state().create_logical_plan(sql).await?)
+    }
+
+    async fn run(&self, plan: LogicalPlan, limits: Limits) -> DfResult<Answer> {
+        let frame = DataFrame::new(self.ctx.state(), plan);
+        let schema: SchemaRef = Arc::new(frame.schema().as_arrow().clone());
+        let mut stream = frame.execute_stream().await?;
+        let (mut batches, mut bytes, mut rows) = (Vec::new(), 0, 0);
+        while let Some(batch) = stream.next().await {
+            let batch = batch?;
+            bytes += batch.get_array_memory_size();
+            rows += batch.num_rows();
+            let over = |what: String| Err(DataFusionError::ResourcesExhausted(format!("the answer is larger than {what}; ask for less, or raise the limit")));
+            if bytes > limits.memory {
+                return over(format!("{} MiB", limits.memory >> 20));
+            }
+            if rows > limits.rows {
+                return over(format!("{} rows", limits.rows));
+            }
+            batches.push(batch);
+        }
+        Ok(Answer { schema, batches })
     }
 
     /// Names of tables and views, for completion and help.
@@ -185,7 +227,28 @@ impl Door {
     }
 }
 
-fn plain(error: datafusion::error::DataFusionError) -> Error {
+fn reads_only(plan: LogicalPlan) -> DfResult<LogicalPlan> {
+    SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false).verify_plan(&plan)?;
+    Ok(plan)
+}
+
+/// Work under the time limit, on a task of its own: a plan that never pauses must not keep the clock from being looked at. It is
+/// stopped when nobody waits for it any more. None where the time is over.
+async fn limited<T: Send + 'static>(limits: Limits, work: impl Future<Output = DfResult<T>> + Send + 'static) -> Option<DfResult<T>> {
+    let mut work = AbortOnDrop(tokio::spawn(work));
+    let answer = tokio::time::timeout(limits.time, &mut work.0).await.ok()?;
+    Some(answer.unwrap_or_else(|_| Err(DataFusionError::Internal("the query panicked".into()))))
+}
+
+struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for AbortOnDrop<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn plain(error: DataFusionError) -> Error {
     Error::user(error.strip_backtrace().replace("datafusion.public.", ""))
 }
 
@@ -202,8 +265,10 @@ impl Answer {
 }
 
 /// `lineage`, resolved from `lineage_links` when a question reads it.
+///
+/// It knows its context weakly: a context that holds itself would never be let go of.
 struct LineageTable {
-    ctx: SessionContext,
+    ctx: Weak<RwLock<SessionState>>,
 }
 
 impl std::fmt::Debug for LineageTable {
@@ -223,11 +288,13 @@ impl TableProvider for LineageTable {
     }
 
     async fn scan(&self, state: &dyn Session, projection: Option<&Vec<usize>>, filters: &[Expr], limit: Option<usize>) -> DfResult<Arc<dyn ExecutionPlan>> {
-        let links = self.ctx.state().create_logical_plan("SELECT child, parent, minted_at FROM lineage_links").await?;
-        let links = self.ctx.state().create_physical_plan(&links).await?;
+        let own = self.ctx.upgrade().ok_or_else(|| DataFusionError::Internal("lineage outlives its tables".into()))?;
+        let own = own.read().clone();
+        let links = own.create_logical_plan("SELECT child, parent, minted_at FROM lineage_links").await?;
+        let links = own.create_physical_plan(&links).await?;
         let hasher = KeyHasher::default();
         let mut lineage = Lineage::default();
-        for batch in collect(links, self.ctx.task_ctx()).await? {
+        for batch in collect(links, own.task_ctx()).await? {
             lineage.absorb(&batch, &hasher)?;
         }
         let rows = MemTable::try_new(Arc::clone(&LINEAGE), vec![vec![lineage.rows(None)?]])?;

@@ -33,28 +33,47 @@ pub struct LookBack<'a> {
     pub columns: Option<&'a [usize]>,
 }
 
+/// Rows in memory, by table, in the order in which they came.
+type Batches = Vec<(&'static Table, RecordBatch)>;
+
 /// A past that is held in memory whole: for tests, for replays, and for the rows that are not in the archive yet.
 #[derive(Default)]
 pub struct Memory {
-    batches: Mutex<Vec<(&'static Table, RecordBatch)>>,
+    batches: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    fresh: Batches,
+    /// On their way into the archive.
+    flushing: Batches,
 }
 
 impl Memory {
     pub fn add(&self, table: &'static Table, batch: &RecordBatch) {
-        self.lock().push((table, batch.clone()));
+        self.lock().fresh.push((table, batch.clone()));
     }
 
-    /// Takes all batches out, in the order in which they came.
-    pub fn take(&self) -> Vec<(&'static Table, RecordBatch)> {
-        std::mem::take(&mut *self.lock())
+    /// All batches that are not on their way yet; they stay to be seen until [`Memory::archived`].
+    pub fn flush(&self) -> Batches {
+        let mut held = self.lock();
+        let fresh = std::mem::take(&mut held.fresh);
+        held.flushing.extend(fresh.iter().cloned());
+        fresh
+    }
+
+    /// Lets go of what was on its way: the archive has it now.
+    pub fn archived(&self, table: &Table) {
+        self.lock().flushing.retain(|(of, _)| !std::ptr::eq(*of, table));
     }
 
     /// All batches of a table.
     pub fn of(&self, table: &'static Table) -> Vec<RecordBatch> {
-        self.lock().iter().filter(|(of, _)| std::ptr::eq(*of, table)).map(|(_, batch)| batch.clone()).collect()
+        let held = self.lock();
+        held.flushing.iter().chain(&held.fresh).filter(|(of, _)| std::ptr::eq(*of, table)).map(|(_, batch)| batch.clone()).collect()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(&'static Table, RecordBatch)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Held> {
         self.batches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

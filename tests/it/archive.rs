@@ -49,8 +49,8 @@ async fn a_second_owner_is_fenced_and_nothing_is_written_twice() {
         }
     }
     let batches = rows(1, 200);
-    first.flush(&batches, &upto(200), &mut BTreeSet::new()).await.expect("the first owner commits");
-    let refused = second.flush(&batches, &upto(200), &mut BTreeSet::new()).await.expect_err("the second does not");
+    first.flush(&batches, &upto(200), &mut BTreeSet::new(), |_| ()).await.expect("the first owner commits");
+    let refused = second.flush(&batches, &upto(200), &mut BTreeSet::new(), |_| ()).await.expect_err("the second does not");
     assert_eq!(refused.fault, Fault::Conflict, "{refused}");
     assert!(refused.to_string().contains("another keyfuse writes here"), "{refused}");
     assert_eq!(first.read(&c::TABLE).await.expect("reads").rows(), 200);
@@ -62,7 +62,7 @@ async fn a_second_owner_is_fenced_and_nothing_is_written_twice() {
     }
     let (mut done_a, mut done_b) = (BTreeSet::new(), BTreeSet::new());
     let (positions, batches) = (upto(300), rows(2, 100));
-    let (a, b) = tokio::join!(first.flush(&batches, &positions, &mut done_a), third.flush(&batches, &positions, &mut done_b));
+    let (a, b) = tokio::join!(first.flush(&batches, &positions, &mut done_a, |_| ()), third.flush(&batches, &positions, &mut done_b, |_| ()));
     assert_eq!(u8::from(a.is_ok()) + u8::from(b.is_ok()), 1, "{:?} {:?}", a.err(), b.err());
     assert_eq!(first.read(&c::TABLE).await.expect("reads").rows(), 300);
 }
@@ -78,7 +78,7 @@ async fn a_crash_between_two_tables_leaves_positions_that_tell() {
         archive.positions(&c::TABLE, &partition).await.expect("reads");
         // The process dies after cloudtrail's commit and before that of rejects.
         let mut committed = BTreeSet::from([rejects::TABLE.name]);
-        archive.flush(&batches, &upto(50), &mut committed).await.expect("half a flush");
+        archive.flush(&batches, &upto(50), &mut committed, |_| ()).await.expect("half a flush");
     }
     let archive = Archive::open(&place, &Default::default()).await.expect("opens");
     assert!(archive.positions(&rejects::TABLE, &partition).await.expect("reads").is_empty(), "the range counts as not read");
@@ -99,7 +99,7 @@ async fn strangers_read_the_same_counts() {
     let archive = Archive::open(&folder.path().to_string_lossy(), &Default::default()).await.expect("opens");
     archive.positions(&c::TABLE, &[("t".to_owned(), 0)]).await.expect("reads");
     for (number, seed) in [1u64, 2, 3].into_iter().enumerate() {
-        archive.flush(&rows(seed, 500), &upto(500 * (number as i64 + 1)), &mut BTreeSet::new()).await.expect("commits");
+        archive.flush(&rows(seed, 500), &upto(500 * (number as i64 + 1)), &mut BTreeSet::new(), |_| ()).await.expect("commits");
     }
     let output = Command::new(python).arg("tests/strangers.py").arg(folder.path().join("cloudtrail")).output().expect("python runs");
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const MAY_KNOW: &[(&str, &[&str])] = &[
     ("alert", &["detect", "dimension", "function", "table"]),
     ("archive", &["table"]),
-    ("config", &["decode", "dimension", "network", "source"]),
+    ("config", &["decode", "dimension", "network", "query", "source"]),
     ("coverage", &["decode", "detect", "shipped"]),
     ("credential", &[]),
     ("decode", &["credential", "network", "table"]),
@@ -42,7 +42,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "table",
         ],
     ),
-    ("query", &["archive", "detect", "dimension", "function", "table"]),
+    ("query", &["archive", "credential", "detect", "dimension", "function", "table"]),
     ("replay", &["alert", "decode", "detect", "dimension", "source", "table"]),
     ("schedule", &["archive", "detect", "dimension", "query", "table"]),
     ("selftest", &["alert", "detect", "dimension", "query", "schedule", "table"]),

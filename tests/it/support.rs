@@ -50,6 +50,7 @@ pub fn config(folder: &Path, broker: &str, topics: &[&str]) -> Config {
         residue_budget: 1 << 30,
         shadow: None,
         canaries: None,
+        sql: None,
     }
 }
 

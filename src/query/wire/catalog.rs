@@ -1,0 +1,193 @@
+//! `pg_catalog`: what psql, Grafana and drivers ask about tables before they ask anything else.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, StringArray, StringBuilder};
+use arrow::datatypes::{DataType, SchemaRef};
+use async_trait::async_trait;
+use datafusion::common::{Result, ScalarValue};
+use datafusion::error::DataFusionError;
+use datafusion::execution::context::SessionContext;
+use datafusion::logical_expr::{ColumnarValue, Signature, TableType, Volatility, create_udf};
+use datafusion::logical_expr::{ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl};
+use datafusion_pg_catalog::pg_catalog::catalog_info::CatalogInfo;
+use datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
+use datafusion_pg_catalog::pg_catalog::{PgCatalogSchemaProvider, PgCatalogStaticTables};
+use datafusion_pg_catalog::setup_pg_catalog;
+
+use crate::error::Error;
+
+/// Only what is keyfuse's own: `public`, and the name of `pg_catalog`.
+#[derive(Clone, Debug)]
+struct Listed(Arc<HashMap<String, (SchemaRef, TableType)>>);
+
+const CATALOG: &str = "datafusion";
+
+#[async_trait]
+impl CatalogInfo for Listed {
+    async fn catalog_names(&self) -> Result<Vec<String>> {
+        Ok(vec![CATALOG.into()])
+    }
+
+    async fn schema_names(&self, _: &str) -> Result<Option<Vec<String>>> {
+        Ok(Some(vec!["public".into(), "pg_catalog".into()]))
+    }
+
+    async fn table_names(&self, _: &str, schema: &str) -> Result<Option<Vec<String>>> {
+        let mut names: Vec<String> = if schema == "public" { self.0.keys().cloned().collect() } else { Vec::new() };
+        names.sort_unstable();
+        Ok(Some(names))
+    }
+
+    async fn table_schema(&self, _: &str, _: &str, table: &str) -> Result<Option<SchemaRef>> {
+        Ok(self.0.get(table).map(|(schema, _)| Arc::clone(schema)))
+    }
+
+    async fn table_type(&self, _: &str, _: &str, table: &str) -> Result<Option<TableType>> {
+        Ok(self.0.get(table).map(|(_, kind)| *kind))
+    }
+}
+
+/// The same for all sessions: object ids are counted by the provider, and clients remember them.
+pub struct PgCatalog {
+    schema: Arc<PgCatalogSchemaProvider<Listed, EmptyContextProvider>>,
+}
+
+impl PgCatalog {
+    /// Describes the tables of a context.
+    ///
+    /// # Errors
+    /// A bug: the shipped tables of the catalog cannot be read.
+    pub async fn of(ctx: &SessionContext) -> crate::error::Result<Self> {
+        let mut listed = HashMap::new();
+        if let Some(public) = ctx.catalog(CATALOG).and_then(|catalog| catalog.schema("public")) {
+            for name in public.table_names() {
+                if let Some(table) = public.table(&name).await? {
+                    listed.insert(name, (super::rows::sent_schema(&table.schema()), table.table_type()));
+                }
+            }
+        }
+        let bug = |error: DataFusionError| Error::bug("pg_catalog").because(error);
+        let tables = Arc::new(PgCatalogStaticTables::try_new().map_err(|error| bug(*Box::new(error)))?);
+        let schema = PgCatalogSchemaProvider::try_new(Listed(Arc::new(listed)), tables, EmptyContextProvider).map_err(bug)?;
+        Ok(Self { schema: Arc::new(schema) })
+    }
+
+    /// Adds the catalog to a context that answers questions.
+    ///
+    /// # Errors
+    /// Never in practice.
+    pub fn add_to(&self, ctx: &SessionContext) -> Result<()> {
+        setup_pg_catalog(ctx, CATALOG, EmptyContextProvider).map_err(|error| *error)?;
+        let catalog = ctx.state().catalog_list().catalog(CATALOG).ok_or_else(|| DataFusionError::Internal("no catalog".into()))?;
+        catalog.register_schema("pg_catalog", Arc::clone(&self.schema) as _)?;
+        for (name, value) in [
+            ("version", concat!("PostgreSQL 15.0 (keyfuse ", env!("CARGO_PKG_VERSION"), ")")),
+            ("pg_get_function_result", ""),
+            ("pg_get_function_arguments", ""),
+            ("pg_get_viewdef", ""),
+            ("pg_get_indexdef", ""),
+            ("obj_description", ""),
+            ("col_description", ""),
+            ("shobj_description", ""),
+            ("pg_size_pretty", ""),
+        ] {
+            ctx.register_udf(ScalarUDF::from(Says { name, value, signature: Signature::variadic_any(Volatility::Stable) }));
+        }
+        ctx.register_udf(ScalarUDF::from(Says { name: "set_config", value: "", signature: Signature::variadic_any(Volatility::Stable) }));
+        for name in ["pg_function_is_visible", "pg_type_is_visible"] {
+            ctx.register_udf(ScalarUDF::from(Visible { name, signature: Signature::variadic_any(Volatility::Stable) }));
+        }
+        ctx.register_udf(create_udf("current_setting", vec![DataType::Utf8], DataType::Utf8, Volatility::Stable, Arc::new(current_setting)));
+        ctx.register_udf(create_udf(
+            "pg_is_in_recovery",
+            Vec::new(),
+            DataType::Boolean,
+            Volatility::Stable,
+            Arc::new(|_: &[ColumnarValue]| Ok(ColumnarValue::Scalar(ScalarValue::Boolean(Some(false))))),
+        ));
+        Ok(())
+    }
+}
+
+/// What a session says of itself, under PostgreSQL's names.
+pub const SETTINGS: [(&str, &str); 14] = [
+    ("server_version", "15.0"),
+    ("server_version_num", "150000"),
+    ("server_encoding", "UTF8"),
+    ("client_encoding", "UTF8"),
+    ("datestyle", "ISO, MDY"),
+    ("intervalstyle", "postgres"),
+    ("timezone", "UTC"),
+    ("standard_conforming_strings", "on"),
+    ("transaction_isolation", "read committed"),
+    ("transaction_read_only", "on"),
+    ("default_transaction_read_only", "on"),
+    ("integer_datetimes", "on"),
+    ("search_path", "public"),
+    ("max_identifier_length", "63"),
+];
+
+/// The value of a setting, if it is one that a client asks for.
+pub fn setting(name: &str) -> Option<&'static str> {
+    SETTINGS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| *value)
+}
+
+fn current_setting(arguments: &[ColumnarValue]) -> Result<ColumnarValue> {
+    let arguments = ColumnarValue::values_to_arrays(arguments)?;
+    let values: StringArray = arguments[0].as_string::<i32>().iter().map(|name| name.and_then(setting)).collect();
+    Ok(ColumnarValue::Array(Arc::new(values)))
+}
+
+/// A function that gives the same text for whatever it is asked; nothing, where that is empty.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Says {
+    name: &'static str,
+    value: &'static str,
+    signature: Signature,
+}
+
+impl ScalarUDFImpl for Says {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Utf8)
+    }
+
+    fn invoke_with_args(&self, call: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let mut texts = StringBuilder::new();
+        (0..call.number_rows).for_each(|_| texts.append_option(Some(self.value).filter(|value| !value.is_empty())));
+        Ok(ColumnarValue::Array(Arc::new(texts.finish()) as ArrayRef))
+    }
+}
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Visible {
+    name: &'static str,
+    signature: Signature,
+}
+
+impl ScalarUDFImpl for Visible {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Boolean)
+    }
+
+    fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        Ok(ColumnarValue::Scalar(ScalarValue::Boolean(Some(true))))
+    }
+}
