@@ -200,6 +200,8 @@ pub struct Analysis {
     pub ahead: Micros,
     /// How far append time must have come past `alert_time` before a result of class C3 is final; zero for the others.
     pub wait: Micros,
+    /// The scan of whose rows each gives results of its own moment only: `alert_time` is its `event_time` plus so much, exactly.
+    pub anchor: Option<(usize, Micros)>,
 }
 
 /// What the author declared, as far as the analysis needs it.
@@ -287,6 +289,7 @@ pub fn analyse_scheduled(plan: &LogicalPlan, declared: &Declared<'_>) -> Result<
         back: 0,
         ahead: 0,
         wait: 0,
+        anchor: None,
         scans,
     })
 }
@@ -846,7 +849,10 @@ impl Walk {
         if !top.has_stream {
             return Err("the query reads no stream".into());
         }
-        Ok(Analysis { thresholds: Vec::new(), class, scans: self.scans, needs: top.needs, columns, required: self.required, back, ahead, wait })
+        let exact = top.cols[at].term.filter(|term| term.lo == term.hi);
+        let anchor = exact.and_then(|term| Some((self.scan_clock.iter().position(|clock| *clock == Some(term.clock))?, term.lo)));
+        let anchor = anchor.filter(|(scan, _)| !self.scans[*scan].optional);
+        Ok(Analysis { thresholds: Vec::new(), class, scans: self.scans, needs: top.needs, columns, required: self.required, back, ahead, wait, anchor })
     }
 
     /// Finds the class of equated columns that goes through everything, and notes each scan's column of it.

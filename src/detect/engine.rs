@@ -24,8 +24,8 @@ use super::filter::FilterPass;
 use super::finding::{Finding, Standing, findings_of};
 use super::lineage::Lineage;
 use super::plan::{Compiled, KeptPlan, compile, keep, planner};
-use super::residue::{Key, KeyHasher, NULL_KEY, Store, texts_of};
-use crate::clock::{DAY, HOUR, MINUTE, Micros};
+use super::residue::{ALL_TIMES, Key, KeyHasher, NULL_KEY, Store, texts_of};
+use crate::clock::{DAY, HOUR, MINUTE, Micros, SECOND};
 use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
 use crate::secret::Fingerprinter;
@@ -33,6 +33,8 @@ use crate::table::{History, LookBack, STREAMS, Span, Table, by_name, cloudtrail 
 
 /// Pairs of rows that a join compares in the time in which a row is gathered and counted, about.
 const PAIRS_PER_ROW: usize = 40;
+/// Keys whose results become final within this are looked at together.
+const GRAIN: Micros = SECOND;
 /// How often a detection that was switched off is asked over the archive instead.
 const INSTEAD_EVERY: Micros = 15 * MINUTE;
 /// How long rows of a probed scan stay in memory where an archive can give them again.
@@ -71,6 +73,9 @@ struct Live {
     timers: BTreeMap<Micros, HashSet<Key>>,
     /// Class C3: results before this may rest on rows that have been let go of; they were decided when they were not.
     floor: Micros,
+    /// Class C3, where nothing is told early: the scan whose rows have results of their own, and how long after a row its result is
+    /// final. Only then is the row looked at, and only once: what a key did before does not count again with each new row.
+    anchor: Option<(usize, Micros)>,
     /// Class C3: after this long past its `alert_time`, no row on time can raise or change a result.
     settles_after: Micros,
     suspended: Option<String>,
@@ -171,6 +176,14 @@ pub struct Engine {
     begins: HashMap<&'static str, Micros>,
     /// Whether that is known; where it is not, nothing is called warming.
     knows_beginnings: bool,
+}
+
+/// Of the kept rows, those that a run is about.
+struct Part {
+    /// By number, for each scan.
+    numbers: Vec<Range<u64>>,
+    /// By time, for the anchor's scan.
+    anchors: Range<Micros>,
 }
 
 /// New rows of a join that are looked at in one tick.
@@ -319,7 +332,12 @@ impl Engine {
             feeds.push(Feed::Store { store, probed });
         }
         let seen_to = vec![0; feeds.len()];
+        let is_prompt = analysis.scans.iter().all(|scan| scan.optional || !scan.is_stream() || !is_slow(scan));
+        let kept = |scan: &usize| matches!(feeds[*scan], Feed::Store { probed: false, .. });
+        let anchor = analysis.anchor.filter(|(scan, _)| analysis.class == Class::C3 && !detection.early && is_prompt && kept(scan));
+        let anchor = anchor.map(|(scan, after)| (scan, after + analysis.wait));
         self.live.push(Live {
+            anchor,
             detection,
             analysis,
             plan,
@@ -394,7 +412,7 @@ impl Engine {
             };
             let touched = entry.store.insert(batch, &mask, keys, &self.hasher)?;
             for user in &entry.users {
-                self.live[*user].touch(number, &touched);
+                self.live[*user].touch(number, &touched, self.progress);
                 self.live[*user].note_candidates(touched.len(), at);
             }
         }
@@ -600,7 +618,7 @@ impl Engine {
             .collect();
         let touched = entry.store.insert(batch, &mask, &keys, &self.hasher)?;
         for user in &entry.users {
-            self.live[*user].touch(number, &touched);
+            self.live[*user].touch(number, &touched, self.progress);
             self.live[*user].tally.candidates += touched.len() as u64;
         }
         Ok(())
@@ -751,18 +769,29 @@ impl Engine {
                     let delta = self.delta(number, store, from, &families, &keys);
                     let mut rows = everything.clone();
                     rows[scan] = from..delta.end;
-                    self.run_apart_if_it_fails(number, &delta.keys, &rows)?;
+                    self.run_apart_if_it_fails(number, &delta.keys, &Part { numbers: rows, anchors: ALL_TIMES })?;
                     seen_to[scan] = delta.end;
                     later.extend(delta.later);
                 }
             } else if class == Class::C3 {
                 let (fresh, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| loaded.contains(*key));
-                for (keys, just_loaded) in [(fresh, true), (others, false)].into_iter().filter(|(keys, _)| !keys.is_empty()) {
-                    self.run_apart_if_it_fails(number, &keys, &everything)?;
-                    self.settle(number, &keys, just_loaded);
+                for (mut keys, just_loaded) in [(fresh, true), (others, false)] {
+                    let live = &self.live[number];
+                    let times = if just_loaded { ALL_TIMES } else { live.anchor_times(self.progress) };
+                    if let (Some((scan, _)), false) = (live.anchor, just_loaded)
+                        && let Feed::Store { store, .. } = live.feeds[scan]
+                    {
+                        let due = |family: &&HashSet<Key>| self.stores[store].store.has_between(family, &times);
+                        let due: HashSet<Key> = families.iter().filter(due).flatten().copied().collect();
+                        keys.retain(|key| due.contains(key));
+                    }
+                    if !keys.is_empty() {
+                        self.run_apart_if_it_fails(number, &keys, &Part { numbers: everything.clone(), anchors: times })?;
+                        self.settle(number, &keys, just_loaded);
+                    }
                 }
             } else {
-                self.run_apart_if_it_fails(number, &keys, &everything)?;
+                self.run_apart_if_it_fails(number, &keys, &Part { numbers: everything, anchors: ALL_TIMES })?;
             }
         }
         let live = &mut self.live[number];
@@ -810,7 +839,7 @@ impl Engine {
         families.split_off(fits).into_iter().flatten().collect()
     }
 
-    fn run_apart_if_it_fails(&mut self, number: usize, keys: &HashSet<Key>, rows: &[Range<u64>]) -> Result<()> {
+    fn run_apart_if_it_fails(&mut self, number: usize, keys: &HashSet<Key>, rows: &Part) -> Result<()> {
         if !self.run(number, keys, rows, self.apart(number, keys).is_empty())? {
             // A row that the query fails on costs its own key, not the others.
             for key in self.apart(number, keys) {
@@ -901,7 +930,7 @@ impl Engine {
         let mut names = self.lineage.names(&wanted);
         for (scan, feed) in live.feeds.iter().enumerate() {
             if let (Feed::Store { store, probed: false }, Some(key)) = (feed, &live.analysis.scans[scan].key)
-                && let Some(rows) = self.stores[*store].store.gather(&wanted, 0..u64::MAX)?
+                && let Some(rows) = self.stores[*store].store.gather(&wanted, 0..u64::MAX, &ALL_TIMES)?
                 && let Some(column) = rows.column_by_name(key)
             {
                 names.extend(texts_of(column, &wanted, &self.hasher)?);
@@ -950,14 +979,17 @@ impl Engine {
     }
 
     /// Runs the plan over these keys; false if it failed. The failure is only told where the caller cannot try smaller groups.
-    fn run(&mut self, number: usize, keys: &HashSet<Key>, numbers: &[Range<u64>], last: bool) -> Result<bool> {
+    fn run(&mut self, number: usize, keys: &HashSet<Key>, rows: &Part, last: bool) -> Result<bool> {
         let Self { live, stores, lineage, runtime, ready, problems, .. } = self;
         let live = &mut live[number];
         for (scan, feed) in live.feeds.iter().enumerate() {
             let rows = match feed {
                 Feed::Lineage => Some(lineage.rows(Some(keys))?.project(&live.analysis.scans[scan].projection)?),
                 Feed::Dimension(rows) => Some(rows.clone()),
-                Feed::Store { store, .. } => stores[*store].store.gather(keys, numbers[scan].clone())?,
+                Feed::Store { store, .. } => {
+                    let times = if live.anchor.is_some_and(|(anchor, _)| anchor == scan) { &rows.anchors } else { &ALL_TIMES };
+                    stores[*store].store.gather(keys, rows.numbers[scan].clone(), times)?
+                }
                 Feed::Batch(_) => None,
             };
             live.plan.slots[scan].set(rows);
@@ -1122,12 +1154,33 @@ impl Live {
         }
     }
 
-    /// Notes keys that got a row in a store. Some rows raise nothing: they only take results back, in time.
-    fn touch(&mut self, store: usize, keys: &[Key]) {
-        let mut scans = self.feeds.iter().zip(&self.analysis.scans);
-        if scans.any(|(feed, scan)| matches!(feed, Feed::Store { store: fed, .. } if *fed == store) && !scan.silent) {
-            self.dirty.extend(keys.iter().copied());
+    /// Notes keys that got a row in a store. Some rows raise nothing: they only take results back, in time. Others are looked at
+    /// when their results are final.
+    fn touch(&mut self, store: usize, rows: &[(Key, Micros)], progress: Micros) {
+        for (number, (feed, scan)) in self.feeds.iter().zip(&self.analysis.scans).enumerate() {
+            if !matches!(feed, Feed::Store { store: fed, .. } if *fed == store) || scan.silent {
+                continue;
+            }
+            let Some((_, final_after)) = self.anchor.filter(|(anchor, _)| *anchor == number) else {
+                self.dirty.extend(rows.iter().map(|(key, _)| *key));
+                continue;
+            };
+            for (key, time) in rows {
+                let at = time.saturating_add(final_after).div_euclid(GRAIN).saturating_add(1).saturating_mul(GRAIN);
+                if at < progress {
+                    self.dirty.insert(*key);
+                } else {
+                    self.timers.entry(at).or_default().insert(*key);
+                }
+            }
         }
+    }
+
+    /// The times of the anchor's rows whose results are final, and were not when the floor was there.
+    fn anchor_times(&self, progress: Micros) -> Range<Micros> {
+        let Some((_, final_after)) = self.anchor else { return ALL_TIMES };
+        let after = final_after - self.analysis.wait;
+        self.floor.saturating_sub(after)..progress.saturating_sub(final_after)
     }
 
     /// Class C3: whether what takes results back is fetched by key, and not kept for a time only.
@@ -1332,7 +1385,7 @@ fn probed_scans(analysis: &Analysis) -> Vec<bool> {
 fn settles_after(analysis: &Analysis) -> Micros {
     let arrives = |scan: &ScanInfo| scan.ahead + by_name(&scan.table).map_or(0, |table| table.max_delay);
     let prompt = analysis.scans.iter().filter(|scan| scan.is_stream() && !scan.optional && !is_slow(scan));
-    prompt.map(arrives).max().unwrap_or(0).max(analysis.wait)
+    prompt.map(arrives).max().unwrap_or(0).max(analysis.wait) + 2 * GRAIN
 }
 
 /// Until when rows of a scan can still meet a new row on time.

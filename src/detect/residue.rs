@@ -84,6 +84,9 @@ pub struct Store {
     condensed: usize,
 }
 
+/// No bound on the time of rows.
+pub const ALL_TIMES: Range<Micros> = Micros::MIN..Micros::MAX;
+
 /// Small chunks are merged once there are this many of them.
 const CHUNKS: usize = 64;
 
@@ -152,11 +155,11 @@ impl Store {
         keys.iter().any(|key| self.by_key.contains_key(key))
     }
 
-    /// Keeps the chosen rows of a batch of the table; gives the keys that got one.
+    /// Keeps the chosen rows of a batch of the table; gives their keys and times.
     ///
     /// # Errors
     /// Arrow's, never in practice.
-    pub fn insert(&mut self, batch: &RecordBatch, chosen: &BooleanArray, keys: &[Key], hasher: &KeyHasher) -> Result<Vec<Key>, ArrowError> {
+    pub fn insert(&mut self, batch: &RecordBatch, chosen: &BooleanArray, keys: &[Key], hasher: &KeyHasher) -> Result<Vec<(Key, Micros)>, ArrowError> {
         let ids = batch.column(system::EVENT_ID).as_string_view();
         let mut fresh = Vec::with_capacity(chosen.true_count());
         let mut keep = arrow::array::BooleanBufferBuilder::new(batch.num_rows());
@@ -178,8 +181,8 @@ impl Store {
         let times = batch.column(system::EVENT_TIME).as_primitive::<TimestampMicrosecondType>();
         let rows = filter_record_batch(&batch.project(&self.projection)?, &BooleanArray::new(keep.finish(), None))?;
         let rows = compacted(rows)?;
-        let touched: Vec<Key> = fresh.iter().map(|(row, _)| keys[*row]).collect();
-        for (offset, key) in touched.iter().enumerate() {
+        let touched: Vec<(Key, Micros)> = fresh.iter().map(|(row, _)| (keys[*row], times.value(*row))).collect();
+        for (offset, (key, _)) in touched.iter().enumerate() {
             self.by_key.entry(*key).or_default().push(self.next + offset as u64);
         }
         self.bytes += rows.get_array_memory_size();
@@ -198,22 +201,31 @@ impl Store {
         keys.iter().filter_map(|key| self.by_key.get(key)).flat_map(move |ids| ids[ids.partition_point(|id| *id < from)..].iter().copied())
     }
 
-    /// The rows of these keys whose number is in the range, as one batch.
+    /// Whether one of these keys has a row of such a time.
+    pub fn has_between(&self, keys: &HashSet<Key>, times: &Range<Micros>) -> bool {
+        self.ids_from(keys, 0).filter_map(|id| self.place(id)).any(|place| self.is_between(place, times))
+    }
+
+    fn place(&self, id: u64) -> Option<(usize, usize)> {
+        let chunk = self.chunks.partition_point(|chunk| chunk.first <= id).wrapping_sub(1);
+        let found = self.chunks.get(chunk).filter(|found| id - found.first < found.rows.num_rows() as u64)?;
+        Some((chunk, (id - found.first) as usize))
+    }
+
+    fn is_between(&self, (chunk, row): (usize, usize), times: &Range<Micros>) -> bool {
+        let Some(column) = self.projection.iter().position(|index| *index == system::EVENT_TIME) else { return true };
+        times.contains(&self.chunks[chunk].rows.column(column).as_primitive::<TimestampMicrosecondType>().value(row))
+    }
+
+    /// The rows of these keys whose number and time are in the ranges, as one batch.
     ///
     /// # Errors
     /// Arrow's, never in practice.
-    pub fn gather(&self, keys: &HashSet<Key>, numbers: Range<u64>) -> Result<Option<RecordBatch>, ArrowError> {
+    pub fn gather(&self, keys: &HashSet<Key>, numbers: Range<u64>, times: &Range<Micros>) -> Result<Option<RecordBatch>, ArrowError> {
         let mut wanted: Vec<u64> = self.ids_from(keys, numbers.start).filter(|id| *id < numbers.end).collect();
         wanted.sort_unstable();
-        let mut places = Vec::with_capacity(wanted.len());
-        for id in wanted {
-            let chunk = self.chunks.partition_point(|chunk| chunk.first <= id).wrapping_sub(1);
-            if let Some(found) = self.chunks.get(chunk)
-                && (id - found.first) < found.rows.num_rows() as u64
-            {
-                places.push((chunk, (id - found.first) as usize));
-            }
-        }
+        let all = *times == ALL_TIMES;
+        let places: Vec<(usize, usize)> = wanted.into_iter().filter_map(|id| self.place(id)).filter(|place| all || self.is_between(*place, times)).collect();
         if places.is_empty() {
             return Ok(None);
         }

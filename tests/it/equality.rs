@@ -2,7 +2,7 @@
 //! engine; the final alerts, ids and content, must be those of one plain SQL run over all rows. Four deliberately broken
 //! engines must be caught, or the test proves nothing.
 //!
-//! `KEYFUSE_SEEDS=2000 cargo test --release equality` runs more streams.
+//! `KEYFUSE_SEEDS=2000 cargo test --release equality` runs more streams, `KEYFUSE_FIRST_SEED` begins with another.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -418,9 +418,10 @@ fn live_alerts_equal_plain_sql_and_broken_engines_are_caught() {
     let detections = all_detections();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let seeds: u64 = std::env::var("KEYFUSE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
+    let first: u64 = std::env::var("KEYFUSE_FIRST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     let (mut alerts, mut late_alerts) = (0, 0);
     let mut caught = [None; 4];
-    for seed in std::env::var("SEED0").ok().and_then(|t| t.parse().ok()).unwrap_or(0)..seeds {
+    for seed in first..seeds {
         let mut rng = StdRng::seed_from_u64(seed);
         let stream = stream(&mut rng);
         let expected = runtime.block_on(oracle(&detections, &stream, false));

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use datafusion::common::{Result, ScalarValue};
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SessionContext;
-use datafusion::logical_expr::{ColumnarValue, Signature, TableType, Volatility, create_udf};
+use datafusion::logical_expr::{ColumnarValue, Signature, TableType, TypeSignature, Volatility, create_udf};
 use datafusion::logical_expr::{ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl};
 use datafusion_pg_catalog::pg_catalog::catalog_info::CatalogInfo;
 use datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
@@ -92,12 +92,12 @@ impl PgCatalog {
             ("col_description", ""),
             ("shobj_description", ""),
             ("pg_size_pretty", ""),
+            ("set_config", ""),
         ] {
-            ctx.register_udf(ScalarUDF::from(Says { name, value, signature: Signature::variadic_any(Volatility::Stable) }));
+            ctx.register_udf(ScalarUDF::from(Says { name, value, signature: any_arguments() }));
         }
-        ctx.register_udf(ScalarUDF::from(Says { name: "set_config", value: "", signature: Signature::variadic_any(Volatility::Stable) }));
         for name in ["pg_function_is_visible", "pg_type_is_visible"] {
-            ctx.register_udf(ScalarUDF::from(Visible { name, signature: Signature::variadic_any(Volatility::Stable) }));
+            ctx.register_udf(ScalarUDF::from(Visible { name, signature: any_arguments() }));
         }
         ctx.register_udf(create_udf("current_setting", vec![DataType::Utf8], DataType::Utf8, Volatility::Stable, Arc::new(current_setting)));
         ctx.register_udf(create_udf(
@@ -132,6 +132,11 @@ pub const SETTINGS: [(&str, &str); 14] = [
 /// The value of a setting, if it is one that a client asks for.
 pub fn setting(name: &str) -> Option<&'static str> {
     SETTINGS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| *value)
+}
+
+/// Whatever a client gives it.
+fn any_arguments() -> Signature {
+    Signature::one_of(vec![TypeSignature::Nullary, TypeSignature::VariadicAny], Volatility::Stable)
 }
 
 fn current_setting(arguments: &[ColumnarValue]) -> Result<ColumnarValue> {

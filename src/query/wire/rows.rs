@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, StringBuilder};
+use arrow::array::{Array, ArrayRef, AsArray, StringArray, StringBuilder};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
@@ -66,13 +66,19 @@ fn sent(column: &ArrayRef) -> Result<ArrayRef, arrow::error::ArrowError> {
     if kind != DataType::Utf8 || matches!(column.data_type(), DataType::Dictionary(..)) {
         return arrow::compute::cast(column, &kind);
     }
+    if let DataType::Union(..) = column.data_type() {
+        let values = column.as_union();
+        let text = |row: usize| {
+            let value = values.value(row);
+            ArrayFormatter::try_new(&value, &FormatOptions::default())?.value(0).try_to_string().map(|text| (!value.is_null(0)).then_some(text))
+        };
+        return Ok(Arc::new((0..values.len()).map(text).collect::<Result<StringArray, _>>()?));
+    }
     let options = FormatOptions::default();
     let formatter = ArrayFormatter::try_new(column, &options)?;
     let mut texts = StringBuilder::new();
     for row in 0..column.len() {
-        // A union's own nulls are inside it.
-        let text = formatter.value(row).try_to_string()?;
-        texts.append_option((!column.is_null(row) && !text.is_empty()).then_some(text));
+        texts.append_option((!column.is_null(row)).then(|| formatter.value(row).try_to_string()).transpose()?);
     }
     Ok(Arc::new(texts.finish()))
 }
