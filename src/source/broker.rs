@@ -39,12 +39,18 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Connects with librdkafka settings.
+    /// Connects with librdkafka settings; those that are a consumer's own are left out.
     ///
     /// # Errors
     /// Settings that librdkafka refuses.
     pub fn new(settings: &ClientConfig) -> Result<Self> {
-        Ok(Self { producer: settings.create().user_at(|| "Kafka producer settings".into())? })
+        let of_consumers = |name: &str| {
+            let families = ["group.", "fetch.", "queued.", "auto.offset.", "enable.auto.", "heartbeat.", "session.timeout."];
+            families.iter().any(|family| name.starts_with(family)) || ["check.crcs", "partition.assignment.strategy", "max.poll.interval.ms"].contains(&name)
+        };
+        let mut own = ClientConfig::new();
+        settings.config_map().iter().filter(|(name, _)| !of_consumers(name)).for_each(|(name, value)| _ = own.set(*name, *value));
+        Ok(Self { producer: own.create().user_at(|| "Kafka producer settings".into())? })
     }
 
     /// Queues one message; blocks while the queue is full.
