@@ -702,7 +702,12 @@ fn latency() {
         commit_every: Duration::from_secs(2),
         keep_raw: true,
         listen: ([127, 0, 0, 1], 0).into(),
-        ndjson: vec![folder.path().join("alerts.ndjson")],
+        sinks: vec![keyfuse::sink::Settings {
+            name: "file".into(),
+            kind: keyfuse::sink::Kind::Ndjson { path: folder.path().join("alerts.ndjson"), format: Default::default() },
+        }],
+        silences: Vec::new(),
+        levels: Default::default(),
         residue_budget: 1 << 30,
         shadow: None,
         canaries: None,

@@ -52,6 +52,7 @@ pub struct Metrics {
     pub archive_last_commit: Gauge,
     pub deliveries: IntCounterVec,
     pub delivery_failures: IntCounterVec,
+    pub dead_letters: IntCounterVec,
 }
 
 /// Where a name is not valid: a bug that the first scrape test finds.
@@ -154,6 +155,11 @@ impl Metrics {
             archive_last_commit: register(&registry, Gauge::new("keyfuse_archive_last_commit_timestamp_seconds", "When the last flush was committed")?)?,
             deliveries: counters("keyfuse_deliveries_total", "Alert revisions that a sink has taken", &["sink"])?,
             delivery_failures: counters("keyfuse_delivery_failures_total", "Attempts that a sink refused", &["sink"])?,
+            dead_letters: counters(
+                "keyfuse_dead_letters_total",
+                "Alert revisions that a sink has refused for good; they are in its file of dead letters",
+                &["sink"],
+            )?,
             registry,
         };
         for table in STREAMS {
@@ -171,6 +177,7 @@ impl Metrics {
         for sink in sinks {
             metrics.deliveries.with_label_values(&[sink]);
             metrics.delivery_failures.with_label_values(&[sink]);
+            metrics.dead_letters.with_label_values(&[sink]);
             metrics.decided_to_delivered.with_label_values(&[sink]);
         }
         metrics.know_detections(detections);

@@ -37,7 +37,7 @@ use crate::metrics::Metrics;
 use crate::query::{Doors, Limits};
 use crate::schedule;
 use crate::secret::Fingerprinter;
-use crate::sink::{Delivery, Ndjson, Parcel, Sink};
+use crate::sink::{AskLiveness, Delivery, Office, Parcel};
 use crate::source::broker::Sender as KafkaSender;
 use crate::source::kafka::{Event, Fetched, KafkaSource, Poll, client_config};
 use crate::table::{
@@ -68,6 +68,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(300);
 const SWEEP_EVERY: Micros = 15 * clock::MINUTE;
 /// How long the keys of a late row are swept again, for what arrives after it.
 const SWEEP_AGAIN: Micros = clock::DAY;
+/// Longest that a message waits for what is known of its credential.
+const LIVENESS: Duration = Duration::from_secs(3);
 /// How often time goes on without a message.
 const PASS_EVERY: Duration = Duration::from_secs(1);
 /// A flush is due at this size even before its time (bytes in memory).
@@ -135,7 +137,7 @@ impl Service {
     /// All detections that are refused, or the first part that cannot be opened.
     pub fn start(config: &Config, runtime: tokio::runtime::Handle, show: Option<SyncSender<Show>>) -> Result<Self, Vec<Error>> {
         let one = |error: Error| vec![error];
-        let detections = read_folder(&config.detections)?;
+        let detections = with_levels(read_folder(&config.detections)?, config);
         let fingerprinter = Fingerprinter::from_file(&config.data.join("fingerprint.key")).map_err(one)?;
         let archive = Arc::new(runtime.block_on(Archive::open(&config.archive, &config.archive_options)).map_err(one)?);
         let mut stated = Statement::of_rows(&runtime.block_on(archive.all(&statements::TABLE)).map_err(one)?);
@@ -164,13 +166,10 @@ impl Service {
             log.rollout(&rollout).map_err(one)?;
         }
         let log = Arc::new(Mutex::new(log));
-        let mut sinks: Vec<Box<dyn Sink>> = Vec::new();
-        for path in &config.ndjson {
-            sinks.push(Box::new(Ndjson::open(path).map_err(one)?));
-        }
+        let kafka = client_config(&config.kafka).map_err(one)?;
         let names = names_of(&detections);
         let topics: Vec<String> = config.topics.iter().map(|topic| topic.name.clone()).collect();
-        let sink_names: Vec<String> = sinks.iter().map(|sink| sink.name().to_owned()).collect();
+        let sink_names: Vec<String> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
         let metrics = Metrics::new(&names, &topics, &sink_names).map_err(|error| one(Error::bug("metrics").because(error)))?;
         let metrics = Arc::new(metrics);
 
@@ -180,27 +179,36 @@ impl Service {
             let (archive, runtime) = (Arc::clone(&archive), runtime.clone());
             Box::new(move |partitions: &[(String, i32)]| runtime.block_on(archive.positions(&rejects::TABLE, partitions)))
         };
-        let kafka = client_config(&config.kafka).map_err(one)?;
         let source = KafkaSource::start(&kafka, &topics, starts, events_in).map_err(one)?;
         let dead_letter = match &config.dead_letter {
             Some(topic) => Some((KafkaSender::new(&kafka).map_err(one)?, topic.clone())),
             None => None,
         };
+        let hot = Arc::new(Memory::default());
+        let limits = config.sql.as_ref().map_or(Limits::default(), |(_, limits)| *limits);
+        let doors = Arc::new(Doors::new(Some(Arc::clone(&archive)), Arc::clone(&hot), Arc::clone(&dimensions), fingerprinter.clone(), limits));
+        let parcel = |alert: &Alert| Parcel { document: alert.document(detections.iter().find(|d| d.id == alert.detection_id)), alert: alert.clone() };
+        let told = |alert: &&Alert, sink: &str| {
+            let taken = recovered.delivered.get(&(alert.alert_id.clone(), sink.to_owned()));
+            alert.held.is_none() && taken.is_some_and(|revision| *revision >= alert.revision)
+        };
         let mut deliveries = Vec::new();
-        for sink in sinks {
-            let delivery = Delivery::start(sink, Arc::clone(&log), Arc::clone(&metrics));
+        for settings in &config.sinks {
+            let office = Office {
+                log: Arc::clone(&log),
+                metrics: Arc::clone(&metrics),
+                dead_letters: config.data.join("undelivered.ndjson"),
+                liveness: Some(liveness(&doors, &runtime)),
+            };
+            let recent: Vec<Parcel> = recovered.alerts.iter().filter(|alert| told(alert, &settings.name)).map(parcel).collect();
+            let delivery = Delivery::start(&settings.name, settings.open(&kafka).map_err(one)?, office, &recent);
             deliveries.push(delivery.map_err(|error| one(Error::environment("starting a sink's thread").because(error)))?);
         }
-        let hot = Arc::new(Memory::default());
         let mut book = AlertBook::new(allow);
         let mut unarchived = BTreeSet::new();
         for alert in recovered.alerts {
-            for delivery in &deliveries {
-                let taken = recovered.delivered.get(&(alert.alert_id.clone(), delivery.name().to_owned()));
-                if alert.held.is_none() && taken.is_none_or(|revision| *revision < alert.revision) {
-                    let detection = detections.iter().find(|d| d.id == alert.detection_id);
-                    delivery.send(Parcel { document: alert.document(detection), alert: alert.clone() });
-                }
+            for delivery in deliveries.iter().filter(|delivery| alert.held.is_none() && !told(&&alert, delivery.name())) {
+                delivery.send(parcel(&alert));
             }
             if recovered.archived.get(&alert.alert_id).is_none_or(|revision| *revision < alert.revision) {
                 unarchived.insert(alert.alert_id.clone());
@@ -220,8 +228,6 @@ impl Service {
             }
             None => None,
         };
-        let limits = config.sql.as_ref().map_or(Limits::default(), |(_, limits)| *limits);
-        let doors = Arc::new(Doors::new(Some(Arc::clone(&archive)), Arc::clone(&hot), Arc::clone(&dimensions), fingerprinter.clone(), limits));
         let worker = Worker {
             doors: Arc::clone(&doors),
             canaries,
@@ -347,6 +353,39 @@ async fn take_statements(archive: &Archive, listener: &Listener, stated: &mut Ve
 /// An engine with the bounds of a running service.
 fn engine_for(config: &Config, detections: &[Detection], fingerprinter: &Fingerprinter, dimensions: &Dimensions) -> Result<Engine, Vec<Error>> {
     Ok(Engine::new(detections, fingerprinter, dimensions)?.with_residue_budget(config.residue_budget).with_tick_bounds(limits::TICK_ROWS, limits::TICK_TIME))
+}
+
+/// The detections at the levels that the config gives them.
+fn with_levels(mut detections: Vec<Detection>, config: &Config) -> Vec<Detection> {
+    for detection in &mut detections {
+        detection.own_level = config.levels.get(&detection.name).copied();
+    }
+    detections
+}
+
+/// Asks what became of the credential of an alert.
+fn liveness(doors: &Arc<Doors>, runtime: &tokio::runtime::Handle) -> AskLiveness {
+    let (doors, runtime) = (Arc::clone(doors), runtime.clone());
+    Arc::new(move |alert| {
+        let (kind, credential) = alert.subject();
+        if kind != "credential" {
+            return None;
+        }
+        let sql = format!(
+            "SELECT concat_ws(' ', state, 'since', to_char(since, '%Y-%m-%dT%H:%M:%SZ'), 'by', changed_by) FROM key_state WHERE credential = '{}' ORDER BY since DESC LIMIT 1",
+            credential.replace('\'', "''")
+        );
+        let asked = runtime.block_on(async { tokio::time::timeout(LIVENESS, async { doors.open().await?.ask(&sql).await }).await });
+        match asked {
+            Ok(Ok(answer)) if answer.rows() == 0 => Some("as far as the logs say: nobody has deactivated, deleted or quarantined it".into()),
+            Ok(Ok(answer)) => answer.batches.iter().find(|batch| batch.num_rows() > 0).and_then(|batch| {
+                let text = arrow::util::display::array_value_to_string(batch.column(0), 0).ok()?;
+                Some(text)
+            }),
+            Ok(Err(error)) => Some(format!("could not be asked: {error}")),
+            Err(_) => Some("could not be asked in time".into()),
+        }
+    })
 }
 
 fn tell_left_out(problems: Vec<Error>) {
@@ -886,6 +925,12 @@ impl Worker {
         for id in &changed {
             let Some(alert) = self.book.get(id).filter(|alert| alert.revision == 0) else { continue };
             self.observe(alert, received_at);
+            let now = clock::now();
+            if self.config.silences.iter().any(|silence| silence.silences(alert, now)) {
+                let id = alert.alert_id.clone();
+                self.book.hold(&id, Held::Silenced);
+                continue;
+            }
             let detection_id = alert.detection_id;
             if self.rollouts.is_shadow(detection_id) {
                 self.book.hold(id, Held::Shadow);
@@ -1157,6 +1202,7 @@ impl Worker {
 
     fn reload(&mut self) {
         let outcome = read_folder(&self.config.detections).and_then(|detections| {
+            let detections = with_levels(detections, &self.config);
             let mut world = World::read(&self.config, &self.stated)?;
             let engine = engine_for(&self.config, &detections, &self.fingerprinter, &world.dimensions)?;
             world.allow_in_files.fits(&engine)?;

@@ -91,6 +91,12 @@ fn finding_column(finding: &Finding, name: &str) -> Option<String> {
 }
 
 impl AllowEntry {
+    /// As a silence: whether nobody is to be told of an alert now.
+    pub fn silences(&self, alert: &super::Alert, now: Micros) -> bool {
+        let about = self.detection == "*" || self.detection == alert.detection;
+        about && self.valid_from <= now && now < self.valid_to && alert.column(&self.column).is_some_and(|text| self.matches(&text))
+    }
+
     /// Why it could never hold.
     fn trouble(&self, engine: &Engine) -> Option<Error> {
         let of_name = |name: &str| self.detection == "*" || self.detection == name;

@@ -5,6 +5,7 @@
 
 mod allow;
 mod log;
+mod story;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -96,15 +97,18 @@ pub enum Held {
     Warming,
     /// Its detection is new or changed, and nobody has promoted it yet.
     Shadow,
+    /// Somebody has asked not to be told for a while.
+    Silenced,
 }
 
 impl Held {
-    pub const ALL: [Held; 2] = [Held::Warming, Held::Shadow];
+    pub const ALL: [Held; 3] = [Held::Warming, Held::Shadow, Held::Silenced];
 
     pub fn name(self) -> &'static str {
         match self {
             Held::Warming => "warming",
             Held::Shadow => "shadow",
+            Held::Silenced => "silenced",
         }
     }
 }
@@ -244,9 +248,14 @@ impl Alert {
             object.insert("title".into(), self.title.clone().into());
             object.insert("decided_at".into(), rfc3339(self.decided_at).into());
             object.insert("more".into(), self.more_sql().into());
+            object.insert("incident".into(), format!("{}:{}", self.subject().0, self.subject().1).into());
+            if let serde_json::Value::Object(story) = self.story() {
+                object.extend(story);
+            }
             if let Some(detection) = detection {
                 object.insert("tags".into(), detection.tags.clone().into());
                 object.insert("what_to_do".into(), self.what_to_do(detection).into());
+                object.insert("cannot_see".into(), detection.sections.get("What it misses").map_or("", |text| text.trim()).into());
             }
         }
         document

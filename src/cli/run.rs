@@ -325,7 +325,9 @@ impl Demo {
             commit_every: Duration::from_secs(5),
             keep_raw: true,
             listen: ([127, 0, 0, 1], 0).into(),
-            ndjson: Vec::new(),
+            sinks: Vec::new(),
+            silences: Vec::new(),
+            levels: Default::default(),
             residue_budget: 1 << 30,
             shadow: None,
             sql: Some((

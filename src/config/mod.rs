@@ -1,17 +1,23 @@
 //! The one config file: text in, a proven [`Config`] out, with every problem named at once.
 
+mod sinks;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::clock::{Micros, SECOND, parse_length};
+use crate::alert::AllowEntry;
+use crate::clock::{Micros, SECOND, parse_length, parse_time};
 use crate::decode::{FORMATS, Format, format_by_name, read_mappings};
+use crate::detect::Level;
 use crate::dimension::{Dimensions, Files};
 use crate::error::{At, Error, Result};
 use crate::network::Networks;
 use crate::query::{Limits, wire};
+use crate::sink;
+use sinks::SinksSection;
 
 /// Everything `keyfuse run` needs to know.
 #[derive(Clone)]
@@ -38,8 +44,12 @@ pub struct Config {
     pub keep_raw: bool,
     /// Address of `/metrics`, `/healthz`, `/readyz`.
     pub listen: std::net::SocketAddr,
-    /// NDJSON files that alerts go to; `-` is standard output.
-    pub ndjson: Vec<PathBuf>,
+    /// Where alerts go.
+    pub sinks: Vec<sink::Settings>,
+    /// Of what nobody is to be told for a while.
+    pub silences: Vec<AllowEntry>,
+    /// Levels of one's own, by detection.
+    pub levels: BTreeMap<String, Level>,
     pub residue_budget: usize,
     /// How long a new or changed detection must be quiet before its alerts are delivered; none: at once.
     pub shadow: Option<Micros>,
@@ -85,6 +95,10 @@ struct File {
     limits: LimitsSection,
     #[serde(default)]
     rollout: RolloutSection,
+    #[serde(default)]
+    silences: Vec<SilenceSection>,
+    #[serde(default)]
+    levels: BTreeMap<String, Level>,
     canaries: Option<CanariesSection>,
     sql: Option<SqlSection>,
 }
@@ -168,10 +182,16 @@ struct HttpSection {
     listen: Option<String>,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(deny_unknown_fields, default)]
-struct SinksSection {
-    ndjson: Vec<PathBuf>,
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SilenceSection {
+    detection: String,
+    column: String,
+    value: String,
+    owner: String,
+    reason: String,
+    from: Option<String>,
+    until: String,
 }
 
 #[derive(Deserialize, Default)]
@@ -293,7 +313,23 @@ impl Config {
             Some(place) => near(place.into()).to_string_lossy().into_owned(),
             None => data.join("archive").to_string_lossy().into_owned(),
         };
-        let ndjson = file.sinks.ndjson.into_iter().map(|path| if path.as_os_str() == "-" { path } else { near(path) }).collect();
+        let sinks = file.sinks.prove(near).unwrap_or_else(|messages| {
+            messages.into_iter().for_each(|message| problem("[sinks]", message));
+            Vec::new()
+        });
+        let mut silences = Vec::new();
+        for silence in file.silences {
+            let from = silence.from.as_deref().map_or(Some(Micros::MIN), parse_time);
+            let (Some(valid_from), Some(valid_to)) = (from, parse_time(&silence.until)) else {
+                problem("[[silences]]", format!("from and until of the one for {} must be times, such as 2026-12-24T18:00:00Z", silence.value));
+                continue;
+            };
+            let SilenceSection { detection, column, value, owner, reason, .. } = silence;
+            if owner.trim().is_empty() || reason.trim().is_empty() {
+                problem("[[silences]]", format!("the one for {value} needs an owner and a reason"));
+            }
+            silences.push(AllowEntry { detection, column, value, owner, reason, valid_from, valid_to });
+        }
         match (commit_every, listen, residue_budget) {
             (Some(commit_every), Ok(listen), Some(residue_budget)) if problems.is_empty() => Ok(Self {
                 kafka,
@@ -310,7 +346,9 @@ impl Config {
                 commit_every: Duration::from_micros(commit_every.unsigned_abs()),
                 keep_raw: file.archive.raw.unwrap_or(true),
                 listen,
-                ndjson,
+                sinks,
+                silences,
+                levels: file.levels,
                 residue_budget,
                 shadow,
                 canaries,

@@ -88,6 +88,8 @@ pub struct Detection {
     pub id: uuid::Uuid,
     pub status: Status,
     pub level: Level,
+    /// The level that a config gives all its alerts, whatever the file and its query say.
+    pub own_level: Option<Level>,
     pub tags: Vec<String>,
     pub falsepositives: Vec<String>,
     pub references: Vec<String>,
@@ -179,6 +181,7 @@ impl Detection {
             id: head.id,
             status: head.status,
             level: head.level,
+            own_level: None,
             tags: head.tags,
             falsepositives: head.falsepositives,
             references: head.references,

@@ -96,6 +96,7 @@ pub fn findings_of(detection: &Arc<Detection>, merges: &[(String, Merge)], batch
         let value = |wanted: &str| columns.iter().find(|(name, ..)| *name == wanted).map(|(.., values)| values[row].clone());
         let Some(Scalar::Time(alert_time)) = value("alert_time") else { return None };
         let level = match value("level") {
+            _ if detection.own_level.is_some() => detection.own_level.unwrap_or_default(),
             Some(Scalar::Text(name)) => Level::parse(&name).unwrap_or(detection.level),
             _ => detection.level,
         };

@@ -5,14 +5,13 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::Sink;
-use crate::alert::Alert;
+use super::{Failure, Format, Message, Sink};
 use crate::error::{At, Result};
 
 /// One JSON object per alert revision.
 pub struct Ndjson {
-    name: String,
     path: PathBuf,
+    format: Format,
     /// None is standard output.
     file: Option<File>,
     /// The last write failed and may have left half a line.
@@ -24,9 +23,9 @@ impl Ndjson {
     ///
     /// # Errors
     /// The file cannot be opened.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, format: Format) -> Result<Self> {
         let file = if path.as_os_str() == "-" { None } else { Some(open(path)?) };
-        Ok(Self { name: format!("ndjson:{}", path.display()), path: path.to_owned(), file, cut: false })
+        Ok(Self { path: path.to_owned(), format, file, cut: false })
     }
 }
 
@@ -56,11 +55,13 @@ fn is_at(file: &File, path: &Path) -> bool {
 }
 
 impl Sink for Ndjson {
-    fn name(&self) -> &str {
-        &self.name
+    fn deliver(&mut self, message: &Message<'_>) -> std::result::Result<(), Failure> {
+        message.parcels.iter().try_for_each(|parcel| Ok(self.write(&self.format.write(parcel))?))
     }
+}
 
-    fn deliver(&mut self, _: &Alert, document: &serde_json::Value) -> Result<()> {
+impl Ndjson {
+    fn write(&mut self, document: &serde_json::Value) -> Result<()> {
         if let Some(file) = &mut self.file
             && !is_at(file, &self.path)
         {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const MAY_KNOW: &[(&str, &[&str])] = &[
     ("alert", &["detect", "dimension", "function", "table"]),
     ("archive", &["table"]),
-    ("config", &["decode", "dimension", "network", "query", "source"]),
+    ("config", &["alert", "decode", "detect", "dimension", "network", "query", "sink", "source"]),
     ("coverage", &["decode", "detect", "shipped"]),
     ("credential", &[]),
     ("decode", &["credential", "network", "table"]),
@@ -47,7 +47,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("schedule", &["archive", "detect", "dimension", "query", "table"]),
     ("selftest", &["alert", "detect", "dimension", "query", "schedule", "table"]),
     ("shipped", &[]),
-    ("sink", &["alert", "metrics"]),
+    ("sink", &["alert", "detect", "metrics", "source"]),
     ("source", &[]),
     ("table", &[]),
 ];

@@ -9,6 +9,7 @@ mod docs;
 mod equality;
 mod formats;
 mod layers;
+mod pager;
 mod secrets;
 mod service;
 mod stories;

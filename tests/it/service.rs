@@ -16,7 +16,7 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message as _;
 
-use crate::support::{START, brokers, config, delivered, get, metric, sender, wait_for};
+use crate::support::{START, alert_file, brokers, config, delivered, get, metric, sender, to_file, wait_for};
 
 const DESTROYS: &str = r#"{"eventVersion":"1.11","eventTime":"2026-05-01T10:00:00Z","eventSource":"bedrock.amazonaws.com","eventName":"DeleteGuardrail","eventID":"d1","userIdentity":{"type":"IAMUser","arn":"arn:aws:iam::111122223333:user/x"},"additionalEventData":{"callWithBearerToken":true}}"#;
 
@@ -60,7 +60,7 @@ fn a_sink_that_was_dead_gets_its_alerts_at_the_next_start() {
     let broker = &brokers(1)[0];
     let mut dead = config(folder.path(), &broker.address, &[&broker.topic]);
     let alerts = folder.path().join("dead");
-    dead.ndjson = vec![alerts.join("alerts.ndjson")];
+    dead.sinks = vec![to_file(&alerts.join("alerts.ndjson"))];
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let service = Service::start(&dead, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
     // The folder of the alert file is rotated away, and a file stands in its place.
@@ -77,7 +77,7 @@ fn a_sink_that_was_dead_gets_its_alerts_at_the_next_start() {
     let service = Service::start(&alive, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
     wait_for("the deliveries", || metric(&service, "keyfuse_deliveries_total") == 2);
     service.stop().expect("a clean stop");
-    let names: Vec<_> = delivered(&alive.ndjson[0]).values().map(|alert| alert["detection"].clone()).collect();
+    let names: Vec<_> = delivered(alert_file(&alive)).values().map(|alert| alert["detection"].clone()).collect();
     assert_eq!(names.len(), 2, "COV-03 and LLM-10: {names:?}");
 }
 
@@ -155,7 +155,7 @@ fn the_own_world_is_known_from_files_and_compacted_topics_and_learnt_while_it_ru
         let mut known = Dimensions::default();
         let problems = known.add_statements(&Statement::of_rows(&runtime.block_on(archive.all(&keyfuse::table::statements::TABLE)).expect("reads")));
         assert_eq!(problems.len(), 2, "no JSON, and an allowance without an end");
-        let unknown: Vec<String> = delivered(&config.ndjson[0])
+        let unknown: Vec<String> = delivered(alert_file(&config))
             .values()
             .filter(|alert| alert["detection"] == "LLM-07")
             .map(|alert| alert["alert_key"]["identity"].as_str().unwrap_or_default().rsplit('/').next().unwrap_or_default().to_owned())
@@ -213,7 +213,7 @@ fn a_changed_detection_runs_in_shadow_until_it_is_promoted() {
     wait_for("another alert", || metric(&service, "keyfuse_deliveries_total") == 2);
     service.stop().expect("a clean stop");
     let mut who: Vec<String> =
-        delivered(&config.ndjson[0]).values().map(|alert| alert["alert_key"]["identity"].as_str().unwrap_or_default().to_owned()).collect();
+        delivered(alert_file(&config)).values().map(|alert| alert["alert_key"]["identity"].as_str().unwrap_or_default().to_owned()).collect();
     who.sort();
     assert!(who.len() == 2 && who[0].ends_with("/first") && who[1].ends_with("/third"), "{who:?}");
     // It stays promoted.
@@ -320,7 +320,7 @@ fn a_canary_that_is_not_seen_is_an_alert_about_keyfuse() {
     let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
     wait_for("an alert", || metric(&service, "keyfuse_deliveries_total") == 1);
     service.stop().expect("a clean stop");
-    let alerts = delivered(&config.ndjson[0]);
+    let alerts = delivered(alert_file(&config));
     let alert = alerts.values().next().expect("an alert");
     assert_eq!((&alert["detection"], &alert["alert_key"]["unproven"]), (&"COV-09".into(), &"LLM-10".into()), "{alert}");
 
@@ -331,5 +331,5 @@ fn a_canary_that_is_not_seen_is_an_alert_about_keyfuse() {
     wait_for("an alert", || metric(&service, "keyfuse_deliveries_total") >= 1);
     service.stop().expect("a clean stop");
     let topic = serde_json::Value::from(format!("topic {}", broker.topic));
-    assert!(delivered(&config.ndjson[0]).values().any(|alert| alert["alert_key"]["unproven"] == topic && alert["payload"]["outcome"] == "missing"));
+    assert!(delivered(alert_file(&config)).values().any(|alert| alert["alert_key"]["unproven"] == topic && alert["payload"]["outcome"] == "missing"));
 }

@@ -13,6 +13,7 @@ use keyfuse::detect::{Detection, read_folder};
 use keyfuse::dimension::Dimensions;
 use keyfuse::pipeline::Service;
 use keyfuse::secret::Fingerprinter;
+use keyfuse::sink::{Kind, Settings};
 use keyfuse::source::broker::{Broker, Sender};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 
@@ -28,6 +29,19 @@ pub fn contents<'a>(alerts: impl IntoIterator<Item = &'a Alert>) -> BTreeMap<Str
 /// What is settled of a book: not what was told early, nor what was taken back.
 pub fn of_book(book: &AlertBook) -> BTreeMap<String, serde_json::Value> {
     contents(book.all().into_iter().filter(|alert| matches!(alert.status, Status::Open | Status::Final)))
+}
+
+/// A sink that writes lines of JSON to a file.
+pub fn to_file(path: &Path) -> Settings {
+    Settings { name: format!("ndjson:{}", path.display()), kind: Kind::Ndjson { path: path.to_owned(), format: Default::default() } }
+}
+
+/// The file of a config's first sink.
+pub fn alert_file(config: &Config) -> &Path {
+    match &config.sinks[0].kind {
+        Kind::Ndjson { path, .. } => path,
+        other => panic!("{other:?} is no file"),
+    }
 }
 
 pub fn config(folder: &Path, broker: &str, topics: &[&str]) -> Config {
@@ -46,7 +60,9 @@ pub fn config(folder: &Path, broker: &str, topics: &[&str]) -> Config {
         commit_every: Duration::from_millis(500),
         keep_raw: true,
         listen: ([127, 0, 0, 1], 0).into(),
-        ndjson: vec![folder.join("alerts.ndjson")],
+        sinks: vec![to_file(&folder.join("alerts.ndjson"))],
+        silences: Vec::new(),
+        levels: Default::default(),
         residue_budget: 1 << 30,
         shadow: None,
         canaries: None,
