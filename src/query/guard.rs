@@ -30,6 +30,23 @@ pub fn tokens(sql: &str) -> Result<Vec<Token>> {
     Tokenizer::new(&GenericDialect {}, sql).tokenize().map_err(|error| Error::user(format!("SQL: {error}")))
 }
 
+/// Where statements end: the byte of each semicolon that is no part of a text or a comment.
+///
+/// # Errors
+/// It is too long, or no SQL at all.
+pub fn semicolons(sql: &str) -> Result<Vec<usize>> {
+    tokens(sql)?;
+    let located = Tokenizer::new(&GenericDialect {}, sql).tokenize_with_location().map_err(|error| Error::user(format!("SQL: {error}")))?;
+    // Lines and columns count characters, from one.
+    let lines: Vec<usize> = std::iter::once(0).chain(memchr::memchr_iter(b'\n', sql.as_bytes()).map(|at| at + 1)).collect();
+    let offset = |line: u64, column: u64| {
+        let start = *lines.get(line as usize - 1)?;
+        Some(start + sql[start..].char_indices().nth(column as usize - 1)?.0)
+    };
+    let ends = located.iter().filter(|token| token.token == Token::SemiColon);
+    Ok(ends.filter_map(|token| offset(token.span.start.line, token.span.start.column)).collect())
+}
+
 /// Checks kind, functions, size and nesting of a statement by its tokens alone.
 ///
 /// # Errors
@@ -86,6 +103,14 @@ pub fn bounds(sql: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn statements_end_at_semicolons_outside_of_texts() {
+        let sql = "SELECT 'a;''b', -- no; end\n 'ü;' ; SELECT 2;";
+        let ends = semicolons(sql).unwrap();
+        assert_eq!(ends.iter().map(|end| &sql[*end..=*end]).collect::<Vec<_>>(), [";", ";"]);
+        assert!(sql[..ends[0]].ends_with("'ü;' "));
+    }
 
     #[test]
     fn only_questions_of_a_bearable_size_pass() {

@@ -15,3 +15,4 @@ mod service;
 mod stories;
 mod support;
 mod three_ways;
+mod wire;

@@ -1,5 +1,6 @@
 //! One session: statements in, answers and an audit line each out.
 
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,8 +12,9 @@ use arrow_pg::datatypes::df::deserialize_parameters_with_server_types;
 use arrow_pg::datatypes::{arrow_schema_to_pg_fields, into_pg_type};
 use async_trait::async_trait;
 use datafusion::common::SchemaError;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::Statement as Ast;
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
@@ -99,8 +101,11 @@ impl Session {
         let door = self.door(sql).await?;
         let plan = self.plan(&door, sql).await?;
         let names = plan.get_parameter_types().map_err(|error| explained(&error))?;
-        let mut parameters: Vec<(usize, Option<DataType>)> =
-            names.into_iter().filter_map(|(name, kind)| Some((name.trim_start_matches('$').parse().ok()?, kind))).collect();
+        let casts = cast_parameters(&plan);
+        let mut parameters: Vec<(usize, Option<DataType>)> = names
+            .into_iter()
+            .filter_map(|(name, kind)| Some((name.trim_start_matches('$').parse().ok()?, kind.or_else(|| casts.get(&name).cloned()))))
+            .collect();
         parameters.sort_by_key(|(number, _)| *number);
         let parameters = parameters.into_iter().map(|(_, kind)| {
             // A null of an unknown type would be dropped, and those after it would move up.
@@ -157,6 +162,24 @@ impl Session {
         audit.end(&answered);
         answered
     }
+}
+
+/// Parameters whose type the question itself says, as in `$1::bigint`.
+fn cast_parameters(plan: &LogicalPlan) -> HashMap<String, DataType> {
+    let mut found = HashMap::new();
+    let _ = plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            expr.apply(|part| {
+                if let Expr::Cast(cast) = part
+                    && let Expr::Placeholder(placeholder) = cast.expr.as_ref()
+                {
+                    found.insert(placeholder.id.clone(), cast.field.data_type().clone());
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    });
+    found
 }
 
 async fn run(door: Door, plan: LogicalPlan, limits: Limits) -> PgWireResult<Answer> {
@@ -342,24 +365,21 @@ fn logged_in<C: ClientInfo>(client: &C) -> PgWireResult<()> {
     }
 }
 
-/// The statements of a simple query, apart. Most have one, and then its text stays as it is.
-fn statements(sql: &str) -> PgWireResult<Vec<String>> {
-    let mut parts = vec![String::new()];
-    for token in guard::tokens(sql).map_err(|error| failure("ERROR", "42601", &error.to_string()))? {
-        match token {
-            guard::Token::SemiColon => parts.push(String::new()),
-            token => {
-                if let Some(last) = parts.last_mut() {
-                    last.push_str(&token.to_string());
-                }
-            }
+/// The statements of a simple query, apart.
+fn statements(sql: &str) -> PgWireResult<Vec<&str>> {
+    let ends = guard::semicolons(sql).map_err(|error| failure("ERROR", "42601", &error.to_string()))?;
+    let (mut parts, mut from) = (Vec::new(), 0);
+    for end in ends.into_iter().chain([sql.len()]) {
+        let part = &sql[from..end];
+        if guard::tokens(part).is_ok_and(|tokens| tokens.iter().any(|token| !matches!(token, guard::Token::Whitespace(_)))) {
+            parts.push(part);
         }
+        from = (end + 1).min(sql.len());
     }
-    parts.retain(|part| guard::tokens(part).is_ok_and(|tokens| tokens.iter().any(|token| !matches!(token, guard::Token::Whitespace(_)))));
-    if parts.len() > SQL_STATEMENTS {
-        return Err(failure("ERROR", "54001", &format!("{} statements at once; the limit is {SQL_STATEMENTS}", parts.len())));
+    match parts.len() {
+        count if count > SQL_STATEMENTS => Err(failure("ERROR", "54001", &format!("{count} statements at once; the limit is {SQL_STATEMENTS}"))),
+        _ => Ok(parts),
     }
-    Ok(if parts.len() == 1 { vec![sql.trim_end().trim_end_matches(';').to_owned()] } else { parts })
 }
 
 #[async_trait]
@@ -374,7 +394,7 @@ impl SimpleQueryHandler for Session {
         logged_in(client)?;
         let mut responses = Vec::new();
         for sql in statements(query)? {
-            responses.push(match self.prepare(&sql).await? {
+            responses.push(match self.prepare(sql).await? {
                 Statement::Settle(ast) => settle(client, &ast, &Format::UnifiedText).await?,
                 Statement::Question(question) => Response::Query(response(&self.answer(client, &question, None).await?, &Format::UnifiedText)?),
             });

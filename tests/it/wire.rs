@@ -1,0 +1,229 @@
+//! The SQL door on the PostgreSQL wire, as psql and a driver meet it.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyfuse::dimension::Dimensions;
+use keyfuse::pipeline::Service;
+use keyfuse::query::wire::{Listening, Settings, listen};
+use keyfuse::query::{Doors, Limits};
+use keyfuse::secret::Fingerprinter;
+use keyfuse::table::Memory;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+use crate::support::{START, brokers, config, rows_of, sender, wait_for};
+
+fn settings(password: Option<&Path>, tls: Option<(&Path, &Path)>) -> Settings {
+    Settings {
+        listen: ([127, 0, 0, 1], 0).into(),
+        user: "analyst".into(),
+        password: password.map(Path::to_path_buf),
+        tls: tls.map(|(certificate, key)| (certificate.to_path_buf(), key.to_path_buf())),
+        connections: 4,
+    }
+}
+
+/// A door on nothing but the tables.
+fn empty(runtime: &tokio::runtime::Runtime, settings: &Settings, limits: Limits) -> Listening {
+    let doors = Arc::new(Doors::new(None, Arc::new(Memory::default()), Arc::new(Dimensions::default()), Fingerprinter::public(), limits));
+    runtime.block_on(listen(settings, doors, &Fingerprinter::public())).expect("a door")
+}
+
+async fn connect(port: u16, password: &str) -> Result<Client, tokio_postgres::Error> {
+    let (client, connection) = tokio_postgres::connect(&format!("host=127.0.0.1 port={port} user=analyst password={password} dbname=keyfuse"), NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+fn cells(messages: &[SimpleQueryMessage]) -> Vec<Vec<Option<String>>> {
+    let rows = messages.iter().filter_map(|message| if let SimpleQueryMessage::Row(row) = message { Some(row) } else { None });
+    rows.map(|row| (0..row.len()).map(|column| row.get(column).map(str::to_owned)).collect()).collect()
+}
+
+fn code(error: &tokio_postgres::Error) -> String {
+    error.code().map_or_else(|| error.to_string(), |code| code.code().to_owned())
+}
+
+#[test]
+fn a_driver_asks_with_parameters_and_is_refused_what_is_not_reading() {
+    let runtime = keyfuse::query::runtime().expect("a runtime");
+    let door = empty(&runtime, &settings(None, None), Limits { rows: 1_000, ..Limits::default() });
+    runtime.block_on(async {
+        let client = connect(door.address.port(), "any").await.expect("connected");
+        let row = client.query_one("SELECT $1::bigint + 1 AS n, upper($2) AS t, NULL AS nothing", &[&41i64, &"x"]).await.expect("a row");
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, &str>(1)), (42, "X"));
+        let table = "cloudtrail";
+        let columns = client.query("SELECT column_name FROM help_columns WHERE table_name = $1", &[&table]).await.expect("rows");
+        assert!(columns.len() > 60);
+        let prepared = client.prepare("SELECT event_time, account_id FROM cloudtrail WHERE access_key_id = $1 AND event_time > $2").await.expect("prepared");
+        assert_eq!(prepared.params().len(), 2);
+        assert_eq!(prepared.columns()[0].type_().name(), "timestamptz");
+        for (sql, wanted) in [
+            ("DROP TABLE cloudtrail", "25006"),
+            ("INSERT INTO cloudtrail VALUES (1)", "25006"),
+            ("COPY cloudtrail TO '/tmp/x'", "25006"),
+            ("CREATE EXTERNAL TABLE x STORED AS CSV LOCATION '/etc/passwd'", "42601"),
+            ("SELECT * FROM nowhere", "42P01"),
+            ("SELECT nothing_such FROM cloudtrail", "42703"),
+            ("SELECT repeat('x', 1000000000)", "42601"),
+            ("SELECT 1 +", "42601"),
+            ("SET TIME ZONE 'Mars'", "22023"),
+        ] {
+            let error = client.simple_query(sql).await.expect_err(sql);
+            assert_eq!(code(&error), wanted, "{sql}: {error}");
+        }
+        // Bounds: rows, time; and the session goes on after each.
+        let many = (0..40).map(|_| "SELECT * FROM help_columns").collect::<Vec<_>>().join(" UNION ALL ");
+        assert_eq!(code(&client.simple_query(&many).await.expect_err("too many rows")), "54000");
+        client.batch_execute("SET statement_timeout = '1ms'").await.expect("set");
+        let heavy = "SELECT count(*) FROM help_columns a, help_columns b, help_columns c WHERE concat(a.meaning, b.meaning) < concat(c.meaning, b.meaning)";
+        assert_eq!(code(&client.simple_query(heavy).await.expect_err("out of time")), "57014");
+        client.batch_execute("SET statement_timeout = 0; BEGIN; SELECT 1; COMMIT; DISCARD ALL").await.expect("a pool's habits");
+        let cancel = client.cancel_token();
+        let (asked, ()) = tokio::join!(client.simple_query(heavy), async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            cancel.cancel_query(NoTls).await.expect("asked to cancel");
+        });
+        assert_eq!(code(&asked.expect_err("cancelled")), "57014");
+        let timeline = client.simple_query("SELECT * FROM credential_timeline('AKIA'''); SELECT * FROM lineage_of('x')").await.expect("functions");
+        assert!(cells(&timeline).is_empty());
+        let error = client.simple_query("SELECT * FROM lineage_of(1)").await.expect_err("a number is no credential");
+        assert!(format!("{error:?}").contains("lineage_of('AKIA"), "{error:?}");
+    });
+    drop(door);
+    runtime.shutdown_background();
+}
+
+#[test]
+fn nobody_gets_in_without_the_password_and_nothing_after_a_wrong_one_is_heard() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let password = folder.path().join("password");
+    std::fs::write(&password, "right horse\n").expect("written");
+    let runtime = keyfuse::query::runtime().expect("a runtime");
+    let door = empty(&runtime, &settings(Some(&password), None), Limits::default());
+    let port = door.address.port();
+    runtime.block_on(async {
+        let error = connect(port, "wrong").await.expect_err("a wrong password");
+        assert_eq!(code(&error), "28P01");
+        let other = tokio_postgres::connect(&format!("host=127.0.0.1 port={port} user=root password='right horse'"), NoTls)
+            .await
+            .map(|_| ())
+            .expect_err("another user");
+        assert_eq!(code(&other), "28P01");
+        let client = connect(port, "'right horse'").await.expect("the password");
+        assert_eq!(cells(&client.simple_query("SELECT 1").await.expect("an answer")), [[Some("1".to_owned())]]);
+    });
+    // Startup, garbage in the place of a proof, and a question sent along with it.
+    let message = |kind: u8, body: &[u8]| [&[kind][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat();
+    let startup = b"\0\x03\0\0user\0analyst\0\0";
+    let mut bytes = [&(startup.len() as u32 + 4).to_be_bytes()[..], startup].concat();
+    bytes.extend(message(b'p', b"SCRAM-SHA-256\0\0\0\0\x04oops"));
+    bytes.extend(message(b'Q', b"SELECT 'heard' AS it\0"));
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connected");
+    stream.write_all(&bytes).expect("sent");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("the door closes");
+    assert!(!String::from_utf8_lossy(&answer).contains("heard"), "{}", String::from_utf8_lossy(&answer));
+    drop(door);
+    runtime.shutdown_background();
+    let open = Settings { listen: ([0, 0, 0, 0], 0).into(), ..settings(None, None) };
+    assert!(open.proven().expect_err("beyond this machine").contains("password_file, tls_cert and tls_key"));
+}
+
+#[test]
+fn a_row_is_seen_before_it_is_archived_and_once_after() {
+    let broker = &brokers(1)[0];
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut config = config(folder.path(), &broker.address, &[&broker.topic]);
+    config.commit_every = Duration::from_secs(3_600);
+    let start = |config: &keyfuse::config::Config, runtime: &tokio::runtime::Runtime| {
+        Service::start(config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]))
+    };
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let questions = keyfuse::query::runtime().expect("a runtime");
+    let record = r#"{"eventVersion":"1.11","eventTime":"2026-05-01T10:00:00Z","eventSource":"bedrock.amazonaws.com","eventName":"DeleteGuardrail","eventID":"d1","userIdentity":{"type":"IAMUser","arn":"arn:aws:iam::111122223333:user/x","accessKeyId":"AKIAIOSFODNN7EXAMPLE"},"additionalEventData":{"callWithBearerToken":true}}"#;
+    let sender = sender(&broker.address);
+    sender.send(&broker.topic, Some(0), None, record.as_bytes(), Some(START)).expect("sent");
+    sender.flush(Duration::from_secs(30)).expect("taken");
+    for commit_every in [3_600, 1] {
+        config.commit_every = Duration::from_secs(commit_every);
+        let service = start(&config, &runtime);
+        if commit_every > 1 {
+            wait_for("a row", || rows_of(&service, &["cloudtrail"]) == 1);
+        }
+        let doors = Arc::clone(&service.doors);
+        let door = questions.block_on(listen(&settings(None, None), doors, &Fingerprinter::public())).expect("a door");
+        let mut counts = Vec::new();
+        questions.block_on(async {
+            let client = connect(door.address.port(), "x").await.expect("connected");
+            // While it moves from memory into the archive too.
+            for _ in 0..20 {
+                let rows = client.simple_query("SELECT (SELECT count(*) FROM cloudtrail) AS n, (SELECT count(*) FROM alerts) AS m").await.expect("an answer");
+                counts.push(cells(&rows)[0].clone());
+                tokio::time::sleep(Duration::from_millis(120)).await;
+            }
+        });
+        drop(door);
+        service.stop().expect("a clean stop");
+        let last = counts.last().expect("an answer").clone();
+        assert_eq!(last, [Some("1".to_owned()), Some("2".to_owned())], "one row, COV-03 and LLM-10");
+        assert!(counts.iter().all(|count| count[0] == last[0]), "{counts:?}");
+    }
+}
+
+#[test]
+fn psql_finds_its_way() {
+    if Command::new("psql").arg("--version").output().is_err() {
+        println!("no psql here: not tried");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let [password, certificate, key] = ["password", "cert.pem", "key.pem"].map(|name| folder.path().join(name));
+    std::fs::write(&password, "secret").expect("written");
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=localhost", "-days", "2"])
+        .args(["-keyout", &key.to_string_lossy(), "-out", &certificate.to_string_lossy()])
+        .output();
+    let tls = made.is_ok_and(|made| made.status.success()).then_some((certificate.as_path(), key.as_path()));
+    let runtime = keyfuse::query::runtime().expect("a runtime");
+    let door = empty(&runtime, &settings(Some(&password), tls), Limits::default());
+    let psql = |mode: &str, command: &str| {
+        let connection = format!("host=127.0.0.1 port={} user=analyst dbname=keyfuse sslmode={mode}", door.address.port());
+        let said = Command::new("psql").args(["-X", "-c", command, &connection]).env("PGPASSWORD", "secret").env("PAGER", "cat").output().expect("psql runs");
+        format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr))
+    };
+    let mode = if tls.is_some() { "require" } else { "prefer" };
+    for (command, wanted) in [
+        ("\\dt", "cloudtrail"),
+        ("\\dv", "exposed_credentials"),
+        ("\\d alerts", "alert_id"),
+        ("\\d cloudtrail", "timestamp with time zone"),
+        ("\\df", "credential_timeline"),
+        ("\\df cred*", "credential_class"),
+        ("\\dn", "public"),
+        ("\\l", "datafusion"),
+        ("\\conninfo", "analyst"),
+        ("SELECT credential_class('AKIAIOSFODNN7EXAMPLE')", "long_lived"),
+        ("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public' AND table_name LIKE 'model%'", "model_calls"),
+        // What the tab key asks.
+        (
+            "SELECT pg_catalog.quote_ident(c.relname) FROM pg_catalog.pg_class c WHERE c.relkind IN ('r', 'v') AND substring(pg_catalog.quote_ident(c.relname),1,5)='cloud' AND pg_catalog.pg_table_is_visible(c.oid)",
+            "cloudtrail",
+        ),
+        ("SELECT version()", "keyfuse"),
+        ("DROP TABLE alerts", "this door only reads"),
+    ] {
+        let said = psql(mode, command);
+        assert!(said.contains(wanted), "{command}:\n{said}");
+    }
+    if tls.is_some() {
+        assert!(psql("disable", "SELECT 1").contains("TLS is required"));
+        assert!(psql("require", "\\conninfo").contains("TLS"));
+    }
+    drop(door);
+    runtime.shutdown_background();
+}
