@@ -17,6 +17,7 @@ pub mod error;
 pub mod explain;
 pub mod function;
 pub mod generate;
+pub mod investigate;
 pub mod late;
 pub mod limits;
 pub mod metrics;

@@ -9,6 +9,7 @@ mod doctor;
 mod explain;
 mod explain_format;
 mod generate;
+mod investigate;
 mod learn;
 mod place;
 mod replay;
@@ -74,6 +75,8 @@ enum Verb {
     Explain(explain::Args),
     /// Show what is recognised in log files, which columns it fills, and what is left over.
     ExplainFormat(explain_format::Args),
+    /// One page about a key, identity, agent, trace or alert.
+    Investigate(investigate::Args),
     /// Propose an inventory of agents from what was seen.
     Learn(learn::Args),
     /// Write a seeded story of logs with a truth file.
@@ -202,13 +205,14 @@ pub fn main() -> ExitCode {
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     }
     // A bare level is about keyfuse; libraries speak up only when something is wrong.
-    let wanted = if cli.log.contains(['=', ',']) { cli.log.clone() } else { format!("warn,keyfuse={}", cli.log) };
+    let wanted = if cli.log.contains(['=', ',']) { cli.log.clone() } else { format!("warn,keyfuse={},keyfuse::audit=info", cli.log) };
     let filter = tracing_subscriber::EnvFilter::try_new(&wanted).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
     let outcome = match cli.verb {
         Verb::Run(args) => run::run(args),
         Verb::Replay(args) => replay::run(args),
         Verb::Sql(args) => sql::run(args),
+        Verb::Investigate(args) => investigate::run(args),
         Verb::Backtest(args) => backtest::run(args),
         Verb::Test(args) => test::run(args),
         Verb::Check(args) => check::run(args),

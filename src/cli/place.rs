@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use keyfuse::archive::Archive;
+use keyfuse::detect::Detection;
 use keyfuse::dimension::Dimensions;
 use keyfuse::error::Error;
 use keyfuse::query::{Answer, Door, Doors, Limits, on_deep_stacks, wire};
 use keyfuse::replay::{Settings, replay};
 use keyfuse::secret::Fingerprinter;
 use keyfuse::source::files;
-use keyfuse::table::Memory;
+use keyfuse::table::{Memory, Rows, alerts};
 
 use super::{Rules, runtime};
 
@@ -43,6 +44,16 @@ pub struct Open {
 impl Place {
     /// Opens the archive, or reads the files; says how many of their records were refused.
     pub fn open(&self, limits: Limits) -> Result<Open, Vec<Error>> {
+        self.open_as(limits, &[])
+    }
+
+    /// The same; files are also put to the detections, so that their alerts can be asked for.
+    pub fn open_with_alerts(&self, limits: Limits) -> Result<Open, Vec<Error>> {
+        let detections = if self.from.is_empty() { Vec::new() } else { self.rules.detections()? };
+        self.open_as(limits, &detections)
+    }
+
+    fn open_as(&self, limits: Limits, detections: &[Detection]) -> Result<Open, Vec<Error>> {
         let one = |error: Error| vec![error];
         let (fingerprinter, stated) = (self.rules.fingerprinter()?, self.rules.dimensions()?);
         let options: HashMap<String, String> = self.storage_options.iter().cloned().collect();
@@ -56,10 +67,20 @@ impl Place {
         let inputs = runtime.block_on(files::resolve(&self.from, &options)).map_err(one)?;
         let decoding = self.rules.decoding()?;
         let format = self.rules.format(&self.log_format, &decoding)?;
-        let replayed = replay(&inputs, Settings { format, decoding, dimensions: Dimensions::default(), detections: &[] }, runtime.handle(), |_, _| {})?;
+        let replayed = replay(
+            &inputs,
+            Settings { format, decoding, dimensions: if detections.is_empty() { Dimensions::default() } else { stated.clone() }, detections },
+            runtime.handle(),
+            |_, _| {},
+        )?;
         let refused: u64 = replayed.summary.rejects.values().sum();
         if refused > 0 {
             eprintln!("keyfuse: {refused} of {} records were refused and are not in the answer; see the table rejects", replayed.summary.records());
+        }
+        let mut alerts = Rows::new(&alerts::TABLE);
+        replayed.book.all().into_iter().for_each(|alert| alert.append(&mut alerts));
+        if !alerts.is_empty() {
+            replayed.rows.add(&alerts::TABLE, &alerts.finish());
         }
         Open::new(runtime, None, Arc::new(replayed.rows), stated, fingerprinter, limits)
     }

@@ -280,3 +280,30 @@ fn a_bad_config_is_refused_with_every_problem() {
         assert!(stderr(&output).contains(wanted), "{wanted} in {}", stderr(&output));
     }
 }
+
+#[test]
+fn a_page_about_a_key_says_what_is_to_be_known_and_needs_no_network() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (story, page) = ("sample-data/llmjacking/*.jsonl", folder.path().join("page.html"));
+    let key = "AKIARTX3GSDSUO2PRDQD";
+    let said = stdout(&keyfuse(&["investigate", key, "--from", story]));
+    for wanted in
+        ["used 66 s later", "sessions live on", "5 critical alerts", "ASIARTX3GSDS4E7QTRY7", "aws iam update-access-key", "nothing of this was run", "gitleaks"]
+    {
+        assert!(said.contains(wanted), "{wanted} in\n{said}");
+    }
+    assert_eq!(keyfuse(&["investigate", key, "--from", story, "--html", &page.to_string_lossy()]).status.code(), Some(0));
+    let html = std::fs::read_to_string(&page).expect("a page");
+    assert!(
+        html.contains("EXP-01") && html.contains("<svg") && !html.contains("<script") && !html.contains("src=\"http") && !html.contains("url("),
+        "one file, no network"
+    );
+    assert!(!html.contains("Could not be asked"), "every part was asked");
+    for name in ["arn:aws:iam::111122223333:user/svc-rag-ci", "support"] {
+        let said = keyfuse(&["investigate", name, "--from", story]);
+        assert!(said.status.success() || stderr(&said).contains("Names like it"), "{name}: {}", stderr(&said));
+        assert!(!stdout(&said).contains("could not be asked"), "{}", stdout(&said));
+    }
+    let unknown = keyfuse(&["investigate", "<b>nobody</b>", "--from", story]);
+    assert!(unknown.status.code() == Some(2) && stderr(&unknown).contains("no row names"), "{}", stderr(&unknown));
+}

@@ -18,6 +18,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("explain", &["alert", "detect", "dimension", "table"]),
     ("function", &["credential"]),
     ("generate", &[]),
+    ("investigate", &["query"]),
     ("late", &["alert", "detect", "dimension", "table"]),
     ("metrics", &["alert", "decode", "detect", "table"]),
     ("network", &[]),

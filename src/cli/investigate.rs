@@ -1,0 +1,95 @@
+//! `keyfuse investigate`: one page about one key.
+
+use std::path::PathBuf;
+
+use keyfuse::clock;
+use keyfuse::error::{At, Error};
+use keyfuse::investigate::{Dossier, Part, investigate, page};
+use keyfuse::query::{Limits, on_deep_stacks};
+
+use super::Outcome;
+use super::place::Place;
+use super::terminal::{Style, coloured};
+
+/// One page about a credential, identity, agent, trace or alert: what it did, where it came from, what it reached, what cannot be seen.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  keyfuse investigate AKIA…\n  keyfuse investigate --html page.html 3f0c…   (an alert's id)\n  keyfuse investigate --from AWSLogs/ arn:aws:iam::111122223333:user/build"
+)]
+pub struct Args {
+    /// Credential, identity, agent, trace id or alert id.
+    name: String,
+    /// Write the page as one HTML file that needs no network; `-` is standard output.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    #[command(flatten)]
+    place: Place,
+}
+
+pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
+    let one = |error: Error| vec![error];
+    let place = args.place.open_with_alerts(Limits::default())?;
+    let (door, name) = (place.door.clone(), args.name);
+    let dossier = on_deep_stacks(&place.runtime, async move { investigate(&door, &name).await }).map_err(one)?;
+    match args.html {
+        None => print(&dossier),
+        Some(path) => {
+            let text = page(&dossier, &clock::rfc3339(clock::now()));
+            match path.as_os_str() == "-" {
+                true => print!("{text}"),
+                false => {
+                    std::fs::write(&path, text).user_at(|| format!("writing {}", path.display())).map_err(one)?;
+                    println!("{}", path.display());
+                }
+            }
+        }
+    }
+    Ok(Outcome::Clean)
+}
+
+/// Lines of the timeline that fit a terminal's reader.
+const LINES: usize = 40;
+
+fn print(dossier: &Dossier) {
+    let style = Style { colour: coloured() };
+    println!("{} {}\n", style.dim(dossier.kind.name()), style.bold(&dossier.name));
+    dossier.verdict.iter().for_each(|line| println!("  {line}"));
+    println!();
+    dossier.facts.iter().for_each(|(title, text)| println!("  {:<24}{text}", format!("{title}:")));
+    let parts = [&dossier.alerts, &dossier.lineage].into_iter().chain(&dossier.parts).chain([&dossier.timeline]);
+    parts.for_each(|part| sheet(part, &style));
+    if !dossier.steps.is_empty() {
+        println!("\n{}  {}", style.bold("What to do now"), style.dim("(nothing of this was run)"));
+        for (number, (why, command)) in dossier.steps.iter().enumerate() {
+            println!("{:>3}. {why}\n     {command}", number + 1);
+        }
+    }
+}
+
+fn sheet(part: &Part, style: &Style) {
+    let sheet = &part.sheet;
+    if sheet.rows.is_empty() && sheet.trouble.is_none() {
+        return;
+    }
+    println!("\n{}  {}", style.bold(part.title), style.dim(part.note));
+    if let Some(trouble) = &sheet.trouble {
+        println!("  could not be asked: {trouble}");
+        return;
+    }
+    let filled: Vec<usize> =
+        (0..sheet.columns.len()).filter(|column| sheet.rows.iter().any(|row| row[*column].as_deref().is_some_and(|cell| !cell.is_empty()))).collect();
+    let cell = |row: &Vec<Option<String>>, column: usize| row[column].as_deref().unwrap_or_default().chars().take(52).collect::<String>();
+    let widths: Vec<usize> = filled
+        .iter()
+        .map(|column| sheet.rows.iter().take(LINES).map(|row| cell(row, *column).chars().count()).chain([sheet.columns[*column].len()]).max().unwrap_or(0))
+        .collect();
+    let line = |cells: Vec<String>| cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect::<Vec<_>>().join("  ");
+    println!("  {}", style.dim(line(filled.iter().map(|column| sheet.columns[*column].clone()).collect()).trim_end()));
+    for row in sheet.rows.iter().take(LINES) {
+        println!("  {}", line(filled.iter().map(|column| cell(row, *column)).collect()).trim_end());
+    }
+    let more = sheet.rows.len().saturating_sub(LINES) + sheet.more;
+    if more > 0 {
+        println!("  … and {more} more: {}", part.sql);
+    }
+}

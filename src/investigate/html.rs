@@ -1,0 +1,280 @@
+//! The dossier as one self-contained page: no script, no network, light and dark, wide and narrow.
+
+use std::fmt::Write as _;
+
+use super::{Dossier, Part, Sheet};
+use crate::clock::{Micros, rfc3339};
+
+const STYLE: &str = include_str!("page.css");
+
+/// Text as it may stand in HTML.
+fn plain(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// A moment as people read it: `2026-05-01 10:09:40`.
+fn moment(time: Micros) -> String {
+    rfc3339(time).replace('T', " ").trim_end_matches('Z').to_owned()
+}
+
+/// The whole page.
+pub fn page(dossier: &Dossier, made_at: &str) -> String {
+    let mut out = String::new();
+    let Dossier { kind, name, .. } = dossier;
+    let _ = write!(
+        out,
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{0} {1}</title>\n<style>{STYLE}</style></head>\n<body><main>\n<header><p class=\"kind\">{0}</p><h1>{1}</h1>\n",
+        kind.name(),
+        plain(name)
+    );
+    let worst = dossier
+        .alerts
+        .sheet
+        .rows
+        .iter()
+        .enumerate()
+        .filter_map(|(row, _)| dossier.alerts.sheet.cell(row, "level"))
+        .min_by_key(|level| rank(level))
+        .unwrap_or("none");
+    let _ = writeln!(out, "<ul class=\"verdict {worst}\">{}</ul>", dossier.verdict.iter().map(|line| format!("<li>{}</li>", plain(line))).collect::<String>());
+    let facts = dossier.facts.iter().map(|(title, text)| format!("<div><dt>{title}</dt><dd>{}</dd></div>", plain(text)));
+    let _ = writeln!(out, "<dl>{}</dl></header>", facts.collect::<String>());
+    if !dossier.steps.is_empty() {
+        out.push_str("<section><h2>What to do now</h2><p class=\"note\">Ready to paste. Nothing of this was run.</p><ol class=\"steps\">");
+        for (why, command) in &dossier.steps {
+            let _ = write!(out, "<li><p>{}</p><pre><code>{}</code></pre></li>", plain(why), plain(command));
+        }
+        out.push_str("</ol></section>\n");
+    }
+    let _ = write!(out, "<section class=\"wide\"><h2>When</h2><p class=\"note\">{}</p>{}</section>\n", legend(dossier), lanes(dossier));
+    table(&mut out, &dossier.alerts);
+    if !dossier.lineage.sheet.rows.is_empty() {
+        let _ = write!(
+            out,
+            "<section class=\"wide\"><h2>{}</h2><p class=\"note\">{}</p>{}</section>\n",
+            dossier.lineage.title,
+            dossier.lineage.note,
+            tree(dossier)
+        );
+    }
+    dossier.parts.iter().for_each(|part| table(&mut out, part));
+    table(&mut out, &dossier.timeline);
+    let _ = write!(
+        out,
+        "<footer><p>Made by keyfuse at {} from the rows that were there then. Times are UTC.</p></footer>\n</main></body></html>\n",
+        plain(made_at)
+    );
+    out
+}
+
+fn rank(level: &str) -> usize {
+    ["critical", "high", "medium", "low", "informational"].iter().position(|known| *known == level).unwrap_or(9)
+}
+
+fn is_number(sheet: &Sheet, column: usize) -> bool {
+    let mut cells = sheet.rows.iter().filter_map(|row| row[column].as_deref()).peekable();
+    cells.peek().is_some() && cells.all(|cell| cell.parse::<f64>().is_ok())
+}
+
+fn table(out: &mut String, part: &Part) {
+    let sheet = &part.sheet;
+    let _ = write!(out, "<section><h2>{}</h2><p class=\"note\">{}</p>", part.title, plain(part.note));
+    if let Some(trouble) = &sheet.trouble {
+        let _ = write!(out, "<p class=\"trouble\">Could not be asked: {}</p>", plain(trouble));
+    } else if sheet.rows.is_empty() {
+        out.push_str("<p class=\"empty\">Nothing in these rows.</p>");
+    } else {
+        // What no row fills is left out.
+        let shown: Vec<usize> =
+            (0..sheet.columns.len()).filter(|column| sheet.rows.iter().any(|row| row[*column].as_deref().is_some_and(|cell| !cell.is_empty()))).collect();
+        let numbers: Vec<bool> = (0..sheet.columns.len()).map(|column| is_number(sheet, column)).collect();
+        out.push_str("<div class=\"scroll\"><table><thead><tr>");
+        for column in &shown {
+            let _ = write!(out, "<th{}>{}</th>", if numbers[*column] { " class=\"n\"" } else { "" }, plain(&sheet.columns[*column].replace('_', " ")));
+        }
+        out.push_str("</tr></thead><tbody>");
+        for row in &sheet.rows {
+            out.push_str("<tr>");
+            for column in &shown {
+                let text = row[*column].as_deref().unwrap_or_default();
+                let name = sheet.columns[*column].as_str();
+                let class = match name {
+                    _ if numbers[*column] => "n",
+                    "level" => "level",
+                    "first" | "last" | "since" | "exposed_at" | "first_time" | "last_time" | "event_time" | "minted_at" | "left_at" => "t",
+                    "credential" | "alert_id" | "source_ip" | "span_id" | "parent_span_id" => "id",
+                    _ => "",
+                };
+                let text = if class == "t" { text.replace('T', " ").trim_end_matches('Z').to_owned() } else { text.to_owned() };
+                let inner = match name {
+                    "level" => format!("<b class=\"{0}\">{0}</b>", plain(&text)),
+                    "outcome" if text == "denied" => format!("<b class=\"denied\">{}</b>", plain(&text)),
+                    _ => plain(&text),
+                };
+                let _ = write!(out, "<td class=\"{class}\">{inner}</td>");
+            }
+            out.push_str("</tr>");
+        }
+        out.push_str("</tbody></table></div>");
+        if sheet.more > 0 {
+            let _ = write!(out, "<p class=\"trouble\">… and {} more lines: ask the question below.</p>", sheet.more);
+        }
+    }
+    let _ = write!(out, "<details><summary>The question</summary><pre><code>{}</code></pre></details></section>\n", plain(&part.sql));
+}
+
+fn legend(dossier: &Dossier) -> String {
+    let exposed = dossier.exposed_at.map_or_else(String::new, |time| format!(" <span class=\"key exposure\"></span> exposed {}", moment(time)));
+    format!("<span class=\"key act\"></span> acts <span class=\"key denied\"></span> denied <span class=\"key alert\"></span> alerts{exposed}")
+}
+
+/// Acts by log over time, alerts above them, exposure as a line.
+fn lanes(dossier: &Dossier) -> String {
+    const WIDTH: f64 = 1000.0;
+    const LEFT: f64 = 150.0;
+    const LANE: f64 = 30.0;
+    let sheet = &dossier.timeline.sheet;
+    let alerts = &dossier.alerts.sheet;
+    let times = (0..sheet.rows.len()).flat_map(|row| [sheet.time(row, "first"), sheet.time(row, "last")]);
+    let times = times.chain((0..alerts.rows.len()).map(|row| alerts.time(row, "first_time"))).chain([dossier.exposed_at]).flatten();
+    let (mut first, mut last) = (Micros::MAX, Micros::MIN);
+    times.for_each(|time| (first, last) = (first.min(time), last.max(time)));
+    if first > last {
+        return "<p class=\"empty\">Nothing in these rows.</p>".into();
+    }
+    let span = (last - first).max(1_000_000) as f64;
+    let x = |time: Micros| LEFT + 12.0 + (WIDTH - LEFT - 30.0) * (time - first) as f64 / span;
+    let mut sources: Vec<&str> = (0..sheet.rows.len()).filter_map(|row| sheet.cell(row, "source")).collect();
+    sources.sort_unstable();
+    sources.dedup();
+    let names: Vec<&str> = std::iter::once("alerts").chain(sources).collect();
+    let height = names.len() as f64 * LANE + 42.0;
+    let mut svg = format!("<div class=\"scroll\"><svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"acts and alerts over time\">");
+    let y = |lane: usize| 20.0 + lane as f64 * LANE;
+    for (lane, name) in names.iter().enumerate() {
+        let _ = write!(
+            svg,
+            "<line class=\"lane\" x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{0}\" y2=\"{0}\"/><text x=\"{1}\" y=\"{2}\" text-anchor=\"end\">{3}</text>",
+            y(lane),
+            LEFT - 10.0,
+            y(lane) + 4.0,
+            plain(&name.replace('_', " "))
+        );
+    }
+    for tick in 0..=4 {
+        let time = first + (span * f64::from(tick) / 4.0) as Micros;
+        let anchor = ["start", "middle", "middle", "middle", "end"][tick as usize];
+        let _ = write!(
+            svg,
+            "<text class=\"tick\" x=\"{}\" y=\"{}\" text-anchor=\"{anchor}\">{}</text>",
+            x(time),
+            height - 6.0,
+            &moment(time)[5..16.min(moment(time).len())]
+        );
+    }
+    for row in 0..sheet.rows.len() {
+        let (Some(from), Some(to), Some(lane)) =
+            (sheet.time(row, "first"), sheet.time(row, "last"), sheet.cell(row, "source").and_then(|source| names.iter().position(|name| *name == source)))
+        else {
+            continue;
+        };
+        let times = sheet.number(row, "times").max(1);
+        let radius = 3.0 + (times as f64).ln().min(5.0);
+        let class = match sheet.cell(row, "outcome") {
+            _ if sheet.cell(row, "source") == Some("exposure_reports") => "exposure",
+            Some("denied") => "denied",
+            _ => "act",
+        };
+        let told = format!(
+            "{} {} {} {} from {} ×{times}",
+            moment(from),
+            sheet.cell(row, "act").unwrap_or_default(),
+            sheet.cell(row, "target").unwrap_or_default(),
+            sheet.cell(row, "outcome").unwrap_or_default(),
+            sheet.cell(row, "source_ip").unwrap_or("-")
+        );
+        let _ = write!(
+            svg,
+            "<rect class=\"{class}\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"{radius:.1}\"><title>{}</title></rect>",
+            x(from) - radius,
+            y(lane) - radius,
+            x(to) - x(from) + 2.0 * radius,
+            2.0 * radius,
+            plain(&told)
+        );
+    }
+    for row in 0..alerts.rows.len() {
+        let Some(time) = alerts.time(row, "first_time") else { continue };
+        let (at, level) = (x(time), alerts.cell(row, "level").unwrap_or("low"));
+        let told = format!("{} {} {}", moment(time), alerts.cell(row, "detection").unwrap_or_default(), alerts.cell(row, "title").unwrap_or_default());
+        let _ = write!(svg, "<path class=\"alert {}\" d=\"M{at:.1} {:.1} l7 12 h-14 z\"><title>{}</title></path>", plain(level), y(0) - 8.0, plain(&told));
+    }
+    if let Some(exposed) = dossier.exposed_at {
+        let at = x(exposed);
+        let _ = write!(
+            svg,
+            "<line class=\"exposed\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"4\" y2=\"{:.1}\"><title>exposed {}</title></line>",
+            height - 22.0,
+            moment(exposed)
+        );
+    }
+    svg.push_str("</svg></div>");
+    svg
+}
+
+/// Ancestors to the left, descendants to the right, by depth.
+fn tree(dossier: &Dossier) -> String {
+    const COLUMN: f64 = 230.0;
+    const ROW: f64 = 40.0;
+    let sheet = &dossier.lineage.sheet;
+    let mut columns: std::collections::BTreeMap<i64, Vec<(String, String)>> =
+        std::collections::BTreeMap::from([(0, vec![(dossier.name.clone(), "this one".to_owned())])]);
+    for row in 0..sheet.rows.len() {
+        let depth = sheet.number(row, "depth");
+        let depth = if sheet.cell(row, "relation") == Some("ancestor") { -depth } else { depth };
+        let minted = sheet.time(row, "minted_at").map_or_else(String::new, |time| format!("minted {}", moment(time)));
+        columns.entry(depth).or_default().push((sheet.cell(row, "credential").unwrap_or("?").to_owned(), minted));
+    }
+    let tallest = columns.values().map(Vec::len).max().unwrap_or(1);
+    let (width, height) = (columns.len() as f64 * COLUMN, tallest as f64 * ROW + 16.0);
+    let place = |depth: i64, number: usize, of: usize| {
+        let column = columns.keys().position(|known| *known == depth).unwrap_or(0);
+        (column as f64 * COLUMN + 6.0, (height - of as f64 * ROW) / 2.0 + number as f64 * ROW)
+    };
+    let mut svg =
+        format!("<div class=\"scroll\"><svg class=\"tree\" viewBox=\"0 0 {width} {height}\" style=\"width:{width}px\" role=\"img\" aria-label=\"lineage\">");
+    let own = place(0, 0, 1);
+    let depths: Vec<i64> = columns.keys().copied().collect();
+    for (depth, nodes) in &columns {
+        for (number, (name, note)) in nodes.iter().enumerate() {
+            let (x, y) = place(*depth, number, nodes.len());
+            if *depth != 0 {
+                // Chains are drawn to the nearest column; the table tells each link.
+                let towards = depths
+                    .iter()
+                    .copied()
+                    .filter(|other| if *depth > 0 { other < depth } else { other > depth })
+                    .min_by_key(|other| (other - depth).abs())
+                    .unwrap_or(0);
+                let (ox, oy) = if towards == 0 { own } else { place(towards, 0, columns[&towards].len()) };
+                let (from, to) = if *depth > 0 { ((ox + COLUMN - 30.0, oy + 16.0), (x, y + 16.0)) } else { ((x + COLUMN - 30.0, y + 16.0), (ox, oy + 16.0)) };
+                let _ =
+                    write!(svg, "<path class=\"link\" d=\"M{} {} C{} {} {} {} {} {}\"/>", from.0, from.1, from.0 + 15.0, from.1, to.0 - 15.0, to.1, to.0, to.1);
+            }
+            let class = if *depth == 0 { "node own" } else { "node" };
+            let _ = write!(
+                svg,
+                "<g><rect class=\"{class}\" x=\"{x}\" y=\"{y}\" width=\"{}\" height=\"32\" rx=\"6\"/><text x=\"{}\" y=\"{}\">{}</text><text class=\"tick\" x=\"{}\" y=\"{}\">{}</text></g>",
+                COLUMN - 30.0,
+                x + 8.0,
+                y + 14.0,
+                plain(&name.chars().take(24).collect::<String>()),
+                x + 8.0,
+                y + 27.0,
+                plain(note)
+            );
+        }
+    }
+    svg.push_str("</svg></div>");
+    svg
+}

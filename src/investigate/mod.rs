@@ -1,0 +1,457 @@
+//! One page about one key, identity, agent, trace or alert: what it did, where it came from, what it reached, what cannot be seen.
+//!
+//! Every part is one question to the SQL door, over the same rows as everything else; a part that cannot be asked says why.
+
+mod html;
+
+use std::collections::BTreeSet;
+
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+
+use crate::clock::{Micros, parse_time, spoken};
+use crate::error::{Error, Result};
+use crate::query::Door;
+
+pub use html::page;
+
+/// Lines of a part that are shown; how many there are is said.
+const SHOWN: usize = 400;
+
+/// What a name turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Credential,
+    Identity,
+    Agent,
+    Trace,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Credential => "credential",
+            Kind::Identity => "identity",
+            Kind::Agent => "agent",
+            Kind::Trace => "trace",
+        }
+    }
+
+    /// Its column in `activity`.
+    fn column(self) -> &'static str {
+        match self {
+            Kind::Credential => "credential",
+            Kind::Identity => "identity",
+            Kind::Agent => "agent_id",
+            Kind::Trace => "trace_id",
+        }
+    }
+}
+
+/// The answer to one question, as text.
+#[derive(Clone, Debug, Default)]
+pub struct Sheet {
+    pub columns: Vec<String>,
+    pub rows: Vec<Vec<Option<String>>>,
+    /// Rows beyond those that are here.
+    pub more: usize,
+    /// Why there is no answer.
+    pub trouble: Option<String>,
+}
+
+impl Sheet {
+    /// A cell by the name of its column.
+    pub fn cell(&self, row: usize, column: &str) -> Option<&str> {
+        let index = self.columns.iter().position(|name| name == column)?;
+        self.rows.get(row)?.get(index)?.as_deref()
+    }
+
+    pub fn time(&self, row: usize, column: &str) -> Option<Micros> {
+        self.cell(row, column).and_then(parse_time)
+    }
+
+    pub fn number(&self, row: usize, column: &str) -> i64 {
+        self.cell(row, column).and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+}
+
+/// One part of the page.
+#[derive(Clone, Debug)]
+pub struct Part {
+    pub title: &'static str,
+    /// What it shows, and what it does not.
+    pub note: &'static str,
+    pub sheet: Sheet,
+    /// The question, to be asked again and further.
+    pub sql: String,
+}
+
+/// Everything that was found.
+#[derive(Clone, Debug)]
+pub struct Dossier {
+    pub kind: Kind,
+    pub name: String,
+    /// The alert that was asked for, if one was.
+    pub alert_id: Option<String>,
+    /// One sentence each, the most pressing first.
+    pub verdict: Vec<String>,
+    pub facts: Vec<(&'static str, String)>,
+    pub exposed_at: Option<Micros>,
+    pub alerts: Part,
+    pub timeline: Part,
+    pub lineage: Part,
+    pub parts: Vec<Part>,
+    /// Commands ready to paste; nothing of it was run.
+    pub steps: Vec<(String, String)>,
+}
+
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+async fn ask(door: &Door, sql: &str) -> Sheet {
+    let answer = match door.ask(sql).await {
+        Ok(answer) => answer,
+        Err(error) => return Sheet { trouble: Some(error.to_string()), ..Sheet::default() },
+    };
+    let options = FormatOptions::default().with_display_error(true).with_timestamp_tz_format(Some("%Y-%m-%dT%H:%M:%SZ"));
+    let mut sheet = Sheet { columns: answer.schema.fields().iter().map(|field| field.name().clone()).collect(), ..Sheet::default() };
+    for batch in &answer.batches {
+        let columns: Vec<_> = batch.columns().iter().filter_map(|column| Some((column, ArrayFormatter::try_new(column, &options).ok()?))).collect();
+        for row in 0..batch.num_rows() {
+            if sheet.rows.len() >= SHOWN {
+                sheet.more += 1;
+                continue;
+            }
+            sheet.rows.push(columns.iter().map(|(column, formatter)| (!column.is_null(row)).then(|| formatter.value(row).to_string())).collect());
+        }
+    }
+    sheet
+}
+
+/// What a name is: an alert's id, or whatever the rows know it as.
+async fn recognise(door: &Door, name: &str) -> Result<(Kind, String, Option<String>)> {
+    let alert = ask(door, &format!("SELECT alert_key, payload FROM alerts WHERE alert_id = {}", quoted(name))).await;
+    if !alert.rows.is_empty() {
+        for column in ["payload", "alert_key"] {
+            let values: serde_json::Value = serde_json::from_str(alert.cell(0, column).unwrap_or_default()).unwrap_or_default();
+            let kinds = [
+                ("exposed_credential", Kind::Credential),
+                ("credential", Kind::Credential),
+                ("access_key_id", Kind::Credential),
+                ("identity", Kind::Identity),
+                ("agent_id", Kind::Agent),
+                ("trace_id", Kind::Trace),
+            ];
+            if let Some((value, kind)) = kinds.iter().find_map(|(column, kind)| Some((values[column].as_str()?, *kind))) {
+                return Ok((kind, value.to_owned(), Some(name.to_owned())));
+            }
+        }
+        return Err(Error::user(format!("alert {name} names no credential, identity, agent or trace: ask `keyfuse explain {name}` what it rests on")));
+    }
+    for kind in [Kind::Credential, Kind::Identity, Kind::Agent, Kind::Trace] {
+        let acts = ask(door, &format!("SELECT 1 FROM activity WHERE {} = {} LIMIT 1", kind.column(), quoted(name))).await;
+        if let Some(trouble) = acts.trouble {
+            return Err(Error::environment(trouble));
+        }
+        if !acts.rows.is_empty() {
+            return Ok((kind, name.to_owned(), None));
+        }
+    }
+    let known =
+        ask(door, &format!("SELECT 1 FROM exposures WHERE credential = {0} UNION ALL SELECT 1 FROM key_state WHERE credential = {0} LIMIT 1", quoted(name)))
+            .await;
+    if !known.rows.is_empty() {
+        return Ok((Kind::Credential, name.to_owned(), None));
+    }
+    let like = ask(
+        door,
+        &format!(
+            "SELECT DISTINCT name FROM (SELECT credential AS name FROM activity UNION ALL SELECT identity FROM activity UNION ALL SELECT agent_id FROM activity) WHERE name LIKE {} LIMIT 5",
+            quoted(&format!("%{}%", name.chars().take(12).collect::<String>()))
+        ),
+    )
+    .await;
+    let like: Vec<&str> = like.rows.iter().filter_map(|row| row.first()?.as_deref()).collect();
+    let hint = if like.is_empty() { String::new() } else { format!(" Names like it: {}.", like.join(", ")) };
+    Err(Error::user(format!(
+        "no row names `{name}` as credential, identity, agent, trace or alert: it did nothing that these logs show, or they do not show it (`keyfuse doctor`).{hint}"
+    )))
+}
+
+/// Gathers everything about one name.
+///
+/// # Errors
+/// No row knows the name, or the rows cannot be read.
+pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
+    let (kind, name, alert_id) = recognise(door, name).await?;
+    let lineage_sql = format!("SELECT * FROM lineage_of({})", quoted(&name));
+    let lineage = match kind {
+        Kind::Credential => ask(door, &lineage_sql).await,
+        _ => Sheet::default(),
+    };
+    let descendants: BTreeSet<String> = (0..lineage.rows.len())
+        .filter(|row| lineage.cell(*row, "relation") == Some("descendant"))
+        .filter_map(|row| lineage.cell(row, "credential").map(str::to_owned))
+        .collect();
+    let names = std::iter::once(&name).chain(&descendants).map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
+    // Everything below is about these.
+    let who = format!("{} IN ({names})", kind.column());
+    let of = |column: &str| format!("{column} IN ({names})");
+    let key = of(if kind == Kind::Credential { "access_key_id" } else { "identity" });
+    let part = async |title: &'static str, note: &'static str, sql: String| Part { title, note, sheet: ask(door, &sql).await, sql };
+
+    let exposures = part(
+        "Exposures",
+        "Who said that it lies where it should not, and where.",
+        format!("SELECT exposed_at, kind, reporter, location FROM exposures WHERE {} ORDER BY exposed_at", of("credential")),
+    )
+    .await;
+    let exposed_at = (0..exposures.sheet.rows.len()).filter_map(|row| exposures.sheet.time(row, "exposed_at")).min();
+    let states = part(
+        "State of the key",
+        "What IAM calls say became of it: created, inactive, deleted, quarantined.",
+        format!("SELECT since, credential, state, changed_by FROM key_state WHERE {} ORDER BY since", of("credential")),
+    )
+    .await;
+    let mentions: Vec<String> =
+        std::iter::once(&name).chain(&descendants).map(|name| format!("alert_key LIKE {0} OR payload LIKE {0}", quoted(&format!("%\"{name}\"%")))).collect();
+    let alerts = part(
+        "Alerts",
+        "Every alert that names it, first seen first.",
+        format!(
+            "SELECT first_time, last_time, level, detection, title, findings, status, held, alert_id FROM alerts WHERE {} ORDER BY first_time",
+            mentions.join(" OR ")
+        ),
+    )
+    .await;
+    let timeline = part(
+        "Timeline",
+        "Acts over all logs; the same act from the same place within a minute is one line.",
+        format!(
+            "SELECT min(event_time) AS first, max(event_time) AS last, source, act, target, outcome, source_ip, count(*) AS times FROM activity WHERE {who} GROUP BY date_bin(INTERVAL '1 minute', event_time), source, act, target, outcome, source_ip ORDER BY first"
+        ),
+    )
+    .await;
+    let since = exposed_at.map_or_else(|| "NULL".to_owned(), |time| format!("TIMESTAMP '{}'", crate::clock::rfc3339(time)));
+    let split = if exposed_at.is_some() {
+        format!("count(*) FILTER (WHERE event_time < {since}) AS before_exposure, count(*) FILTER (WHERE event_time >= {since}) AS after_exposure")
+    } else {
+        "count(*) AS times".to_owned()
+    };
+    let mut parts = vec![exposures, states];
+    if kind == Kind::Credential {
+        parts.retain(|part| part.title != "Exposures" || !part.sheet.rows.is_empty() || part.sheet.trouble.is_some());
+    } else {
+        parts.clear();
+    }
+    parts.push(
+        part(
+            "Networks and programs",
+            "From where and with what it was used; a place that is there only after the exposure is somebody else's until shown otherwise.",
+            format!("SELECT source_network, user_agent, count(DISTINCT source_ip) AS addresses, min(source_ip) AS one_of_them, {split}, min(event_time) AS first, max(event_time) AS last FROM activity WHERE {who} AND source_ip IS NOT NULL GROUP BY source_network, user_agent ORDER BY first"),
+        )
+        .await,
+    );
+    parts.push(
+        part(
+            "Models, tokens and money",
+            "Tokens where CloudTrail, an invocation log or a span counts them; money, an estimate from list prices, only for calls with a log or a span: `without_log` have none.",
+            match kind {
+                Kind::Credential | Kind::Identity => format!(
+                    "SELECT model_id, count(*) AS calls, count(*) FILTER (WHERE outcome = 'denied') AS denied, sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, round(sum(cost_microdollars) / 1000000.0, 2) AS dollars, count(*) FILTER (WHERE told_by = 0) AS without_log FROM model_calls WHERE {key} GROUP BY model_id ORDER BY calls DESC"
+                ),
+                _ => format!(
+                    "SELECT model_id, count(*) AS calls, count(*) FILTER (WHERE outcome = 'denied') AS denied, sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, round(sum(cost_microdollars) / 1000000.0, 2) AS dollars FROM model_invocations WHERE {who} GROUP BY model_id ORDER BY calls DESC"
+                ),
+            },
+        )
+        .await,
+    );
+    let reached = format!(
+        "SELECT data_source AS what, operation AS how, count(*) AS times, sum(documents) AS documents, sum(bytes) AS bytes, min(event_time) AS first, max(event_time) AS last FROM retrievals WHERE {who} GROUP BY 1, 2"
+    );
+    let reached = match kind {
+        Kind::Credential | Kind::Identity => format!(
+            "{reached} UNION ALL SELECT coalesce(resource_arn, secret_name) AS what, concat_ws(' ', event_source, event_name) AS how, count(*) AS times, NULL AS documents, sum(bytes_out) AS bytes, min(event_time) AS first, max(event_time) AS last FROM cloudtrail WHERE {key} AND outcome = 'success' AND (event_source IN ('s3.amazonaws.com', 'secretsmanager.amazonaws.com', 'dynamodb.amazonaws.com') OR event_name IN ('Retrieve', 'RetrieveAndGenerate')) AND coalesce(resource_arn, secret_name) IS NOT NULL GROUP BY 1, 2"
+        ),
+        _ => reached,
+    };
+    parts.push(
+        part(
+            "Data reached",
+            "Indexes, buckets and secrets that answered. Data events are off by default in AWS: an empty table is no proof.",
+            format!("{reached} ORDER BY first"),
+        )
+        .await,
+    );
+    parts.push(
+        part(
+            "Agents and tools",
+            "Tool calls by agent, server and tool.",
+            format!("SELECT agent_id, server, tool, outcome, count(*) AS times, min(event_time) AS first, max(event_time) AS last FROM tool_calls WHERE {who} GROUP BY 1, 2, 3, 4 ORDER BY first"),
+        )
+        .await,
+    );
+    if matches!(kind, Kind::Agent | Kind::Trace) {
+        parts.push(
+            part(
+                "Delegation",
+                "Steps of agents and workflows: who called whom, as the spans say.",
+                format!("SELECT event_time, kind, agent_id, agent_name, workflow, depth, parent_span_id, span_id, completed FROM agent_spans WHERE {who} ORDER BY event_time"),
+            )
+            .await,
+        );
+    }
+    parts.push(
+        part(
+            "Gaps in sight",
+            "What these rows cannot show: refused records, late rows, detections that see nothing.",
+            "SELECT concat(count(*), ' records were refused: ', max(reason)) AS gap FROM rejects HAVING count(*) > 0
+             UNION ALL SELECT concat(count(*), ' rows of cloudtrail came late') AS gap FROM cloudtrail WHERE late HAVING count(*) > 0
+             UNION ALL SELECT concat(count(*), ' detections cannot see: ', string_agg(detection, ' ')) AS gap FROM detection_health WHERE state <> 'seeing' HAVING count(*) > 0
+             UNION ALL SELECT concat('no rows at all in ', t) AS gap FROM (
+               SELECT 'cloudtrail' AS t, count(*) AS n FROM cloudtrail UNION ALL SELECT 'model_invocations', count(*) FROM model_invocations UNION ALL SELECT 'retrievals', count(*) FROM retrievals
+               UNION ALL SELECT 'tool_calls', count(*) FROM tool_calls UNION ALL SELECT 'agent_spans', count(*) FROM agent_spans UNION ALL SELECT 'exposure_reports', count(*) FROM exposure_reports) WHERE n = 0"
+                .to_owned(),
+        )
+        .await,
+    );
+    let mut dossier = Dossier {
+        facts: facts(door, kind, &name, &who).await,
+        lineage: Part {
+            title: "Lineage",
+            note: "Sessions and keys that were minted from it, and what it was minted from. Their acts are part of this page.",
+            sheet: lineage,
+            sql: lineage_sql,
+        },
+        verdict: Vec::new(),
+        steps: Vec::new(),
+        kind,
+        name,
+        alert_id,
+        exposed_at,
+        alerts,
+        timeline,
+        parts,
+    };
+    dossier.verdict = verdict(&dossier);
+    dossier.steps = steps(&dossier);
+    Ok(dossier)
+}
+
+async fn facts(door: &Door, kind: Kind, name: &str, who: &str) -> Vec<(&'static str, String)> {
+    let mut facts = Vec::new();
+    if kind == Kind::Credential {
+        let of = ask(door, &format!("SELECT credential_class({0}) AS class, access_key_account({0}) AS account", quoted(name))).await;
+        facts.extend(of.cell(0, "class").map(|class| ("Class", class.replace('_', " "))));
+        facts.extend(of.cell(0, "account").map(|account| ("Account in the key id", account.to_owned())));
+    }
+    let seen = ask(
+        door,
+        &format!(
+            "SELECT min(event_time) AS first, max(event_time) AS last, count(*) AS acts, count(DISTINCT source_ip) AS addresses, count(*) FILTER (WHERE outcome = 'denied') AS denied, string_agg(DISTINCT identity, ', ') AS identities FROM activity WHERE {who} AND source <> 'exposure_reports'"
+        ),
+    )
+    .await;
+    for (title, column) in
+        [("First act", "first"), ("Last act", "last"), ("Acts", "acts"), ("Of them denied", "denied"), ("Addresses", "addresses"), ("Identities", "identities")]
+    {
+        facts.extend(seen.cell(0, column).filter(|text| !text.is_empty()).map(|text| (title, text.to_owned())));
+    }
+    facts
+}
+
+/// What is to be known first.
+fn verdict(dossier: &Dossier) -> Vec<String> {
+    let mut verdict = Vec::new();
+    let fact = |title: &str| dossier.facts.iter().find(|(known, _)| *known == title).map(|(_, text)| text.as_str());
+    let last = fact("Last act").and_then(parse_time);
+    if let Some(exposed_at) = dossier.exposed_at {
+        let first_after = (0..dossier.timeline.sheet.rows.len())
+            .filter(|row| dossier.timeline.sheet.cell(*row, "source") != Some("exposure_reports"))
+            .filter_map(|row| dossier.timeline.sheet.time(row, "first"))
+            .find(|time| *time >= exposed_at);
+        verdict.push(match first_after {
+            Some(first) => format!("Exposed at {}, used {} later.", crate::clock::rfc3339(exposed_at), spoken(first - exposed_at)),
+            None => format!("Exposed at {}; no use after that is in these logs.", crate::clock::rfc3339(exposed_at)),
+        });
+    }
+    if dossier.kind == Kind::Credential {
+        let states = dossier.parts.iter().find(|part| part.title == "State of the key");
+        let state = states.and_then(|part| {
+            let row = (0..part.sheet.rows.len()).rev().find(|row| part.sheet.cell(*row, "credential") == Some(dossier.name.as_str()))?;
+            Some((part.sheet.cell(row, "state")?.to_owned(), part.sheet.time(row, "since")?))
+        });
+        verdict.push(match state {
+            Some((state, since)) if state == "inactive" || state == "deleted" => {
+                let after = last.filter(|last| *last > since);
+                let lives = after.map_or_else(
+                    || "and nothing was done with it since".to_owned(),
+                    |last| format!("but something was done until {}: sessions live on", crate::clock::rfc3339(last)),
+                );
+                format!("The key is {state} since {}, {lives}.", crate::clock::rfc3339(since))
+            }
+            Some((state, since)) => format!(
+                "Treat it as live: its last known state is {state}, since {}. Quarantine does not stop all of its rights.",
+                crate::clock::rfc3339(since)
+            ),
+            None => "Treat it as live: no log says that it was deactivated, deleted or quarantined.".into(),
+        });
+    }
+    let worst = ["critical", "high", "medium", "low"].into_iter().find_map(|level| {
+        let count = (0..dossier.alerts.sheet.rows.len()).filter(|row| dossier.alerts.sheet.cell(*row, "level") == Some(level)).count();
+        (count > 0).then(|| format!("{count} {level} alert{}", if count == 1 { "" } else { "s" }))
+    });
+    verdict.push(
+        worst.map_or_else(
+            || "No alert names it.".to_owned(),
+            |worst| format!("{worst}, {} in all.", dossier.alerts.sheet.rows.len() + dossier.alerts.sheet.more),
+        ),
+    );
+    verdict
+}
+
+/// A word that may stand in a command to be pasted.
+fn is_plain(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./:@+=".contains(c))
+}
+
+fn steps(dossier: &Dossier) -> Vec<(String, String)> {
+    let name = &dossier.name;
+    let mut steps = Vec::new();
+    let mut step = |why: &str, command: String| steps.push((why.to_owned(), command));
+    let user = dossier
+        .facts
+        .iter()
+        .find(|(title, _)| *title == "Identities")
+        .and_then(|(_, text)| text.split(", ").find_map(|arn| arn.split_once(":user/").map(|(_, user)| user.to_owned())));
+    let user = user.filter(|user| is_plain(user)).unwrap_or_else(|| "USER".into());
+    if is_plain(name) {
+        match dossier.kind {
+            Kind::Credential if name.starts_with("AKIA") => {
+                step(
+                    "Deactivate the key. It can be enabled again; a bill cannot be undone.",
+                    format!("aws iam update-access-key --access-key-id {name} --status Inactive --user-name {user}"),
+                );
+                step("Look for keys that were made with it.", format!("keyfuse sql \"SELECT * FROM lineage_of('{name}')\""));
+            }
+            Kind::Credential => step(
+                "A session ends by itself or by a deny for tokens issued before now: put it on the role that issued it.",
+                "aws iam put-role-policy --role-name ROLE --policy-name RevokeOlderSessions --policy-document file://deny-before-now.json".into(),
+            ),
+            _ => {}
+        }
+        step(
+            "Everything it did, line by line.",
+            match dossier.kind {
+                Kind::Credential => format!("keyfuse sql \"SELECT * FROM credential_timeline('{name}')\""),
+                kind => format!("keyfuse sql \"SELECT * FROM activity WHERE {} = '{name}' ORDER BY event_time\"", kind.column()),
+            },
+        );
+    }
+    if let Some(alert) = dossier.alert_id.as_deref().or_else(|| dossier.alerts.sheet.cell(0, "alert_id")) {
+        step("Why the alert came: every row, clause and moment.", format!("keyfuse explain {alert}"));
+    }
+    step("What cannot be seen at all, and what to switch on.", "keyfuse doctor".into());
+    steps
+}
