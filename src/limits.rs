@@ -49,3 +49,6 @@ pub const TICK_ROWS: usize = 100_000;
 
 /// After this, one tick of the running service begins with no other detection.
 pub const TICK_TIME: Duration = Duration::from_millis(250);
+
+/// Most parts of a WITH: each may double the plan.
+pub const SQL_PARTS: usize = 12;

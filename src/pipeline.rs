@@ -68,6 +68,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(300);
 const SWEEP_EVERY: Micros = 15 * clock::MINUTE;
 /// How long the keys of a late row are swept again, for what arrives after it.
 const SWEEP_AGAIN: Micros = clock::DAY;
+/// Failed moments of a detection with a schedule that are asked again.
+const FAILED_MOMENTS: usize = 4;
 /// Longest that a message waits for what is known of its credential.
 const LIVENESS: Duration = Duration::from_secs(3);
 /// How often time goes on without a message.
@@ -654,7 +656,7 @@ impl Worker {
     fn take_answer(&mut self, answer: Answer) -> Result<()> {
         let outcome = match answer {
             Answer::Scheduled(detection, at, Ok(mut findings)) => {
-                findings.retain(|finding| self.engine.is_final(&detection, finding.alert_time, at));
+                findings.retain(|finding| self.engine.is_sure(&detection, finding.alert_time, at));
                 self.take_findings(&findings, None);
                 // The log says that it was asked only after it says what came of it.
                 self.tell_updates(true)?;
@@ -672,7 +674,12 @@ impl Worker {
                 return self.log.lock().unwrap_or_else(PoisonError::into_inner).swept(until);
             }
             Answer::Scheduled(detection, at, Err(error)) => {
-                self.failed_moments.entry(detection.id).or_default().insert(at);
+                let failed = self.failed_moments.entry(detection.id).or_default();
+                failed.insert(at);
+                // A question that always fails must not keep the others waiting.
+                if detection.schedule.is_some() && failed.len() > FAILED_MOMENTS {
+                    failed.pop_first();
+                }
                 self.metrics.detection_errors.with_label_values(&[&detection.name]).inc();
                 vec![error]
             }
@@ -789,18 +796,22 @@ impl Worker {
             let append_time = append_time.map(|time| time.min(poll.received_at + CLOCK_SKEW));
             let Some(decoder) = self.decoders.get_mut(topic.as_ref()) else { continue };
             decoder.decode(Message { bytes: value, topic, partition: *partition, offset: Some(*offset), line: 1, append_time });
+            let canaries = decoder.take_canaries();
+            let is_canary = !canaries.is_empty();
+            if is_canary {
+                self.tell_canaries(|_| Told::Returned(canaries));
+            }
             self.metrics.messages.with_label_values(&[topic.as_ref()]).inc();
             self.metrics.message_bytes.with_label_values(&[topic.as_ref()]).inc_by(value.len() as u64);
             let progress = self.progress.entry(place.clone()).or_default();
-            progress.append_time = progress.append_time.max(append_time);
-            self.decided_to = self.decided_to.max(append_time.unwrap_or(Micros::MIN));
+            // A canary carries keyfuse's own clock: what producers send may be older.
+            if !is_canary || *by_broker {
+                progress.append_time = progress.append_time.max(append_time);
+                self.decided_to = self.decided_to.max(append_time.unwrap_or(Micros::MIN));
+            }
             progress.heard_at = poll.received_at;
             progress.by_broker = *by_broker;
             self.positions.insert(place, offset + 1);
-        }
-        let canaries: Vec<_> = self.decoders.values_mut().flat_map(Decoder::take_canaries).collect();
-        if !canaries.is_empty() {
-            self.tell_canaries(|_| Told::Returned(canaries));
         }
         let batches: Vec<_> = self.decoders.values_mut().flat_map(Decoder::finish).collect();
         for (table, batch) in batches {
@@ -826,7 +837,10 @@ impl Worker {
         self.decide(received_at)?;
         if let Some(progress) = progress {
             self.unlogged.extend(self.book.settle(progress, &self.engine.unsure()));
-            self.decided = self.decided.max(Some(progress));
+            // What still waits to be looked at is not decided: a restart begins there again.
+            if self.engine.pending() == 0 {
+                self.decided = self.decided.max(Some(progress));
+            }
             self.metrics.progress.set(progress as f64 / 1e6);
             self.metrics.undecided.set(self.engine.undecided() as i64);
             self.metrics.pending.set(self.engine.pending() as i64);

@@ -33,6 +33,12 @@ impl Fingerprinter {
         Ok(Self { key: *blake3::hash(&bytes).as_bytes() })
     }
 
+    /// A signature for one purpose. Its key is not that of fingerprints: whoever may ask for those cannot sign.
+    pub fn sign(&self, purpose: &str, text: &str) -> String {
+        let key = blake3::derive_key(purpose, &self.key);
+        blake3::keyed_hash(&key, text.as_bytes()).to_hex().to_string()
+    }
+
     /// `fp:` and 32 hex digits.
     pub fn fingerprint(&self, secret: &str) -> String {
         let hash = blake3::keyed_hash(&self.key, secret.as_bytes());

@@ -159,7 +159,9 @@ impl Alert {
 
     /// Merges another finding of the same alert; true if anything that a reader sees changed.
     fn absorb(&mut self, finding: &Finding) -> bool {
-        let other = Alert::new(finding);
+        let mut other = Alert::new(finding);
+        // Only what a finding says of itself is taken back by another; shadow and silence are somebody's will.
+        other.held = if matches!(self.held, Some(Held::Shadow | Held::Silenced)) { self.held } else { other.held };
         let before = (self.content(), self.status, self.held);
         if self.late {
             // What rows on time say takes the place of what late ones had to tell.
@@ -178,7 +180,9 @@ impl Alert {
         }
         self.settles_at = self.settles_at.max(other.settles_at);
         // One finding that is measured against a whole past is enough to be told.
-        self.held = self.held.and(other.held);
+        if self.held == Some(Held::Warming) {
+            self.held = other.held;
+        }
         let is_earlier = other.earliest < self.earliest;
         for (name, merge, value) in &finding.columns {
             let json = value.json();

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use keyfuse::clock::parse_length;
 use keyfuse::clock::parse_time;
@@ -14,8 +15,14 @@ use super::Outcome;
 #[derive(clap::Args)]
 pub struct Args {
     /// Folder to write the logs to, one file each, with truth.jsonl, agents.toml and approvals.toml.
-    #[arg(long)]
-    out: PathBuf,
+    #[arg(long, required_unless_present = "play")]
+    out: Option<PathBuf>,
+    /// Instead: play the demo's story into this Kafka, as if it happened now, then ordinary traffic until interrupted.
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "out")]
+    play: Option<String>,
+    /// How many times faster than life it is played.
+    #[arg(long, default_value = "20", requires = "play", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    speed: u32,
     /// The story.
     #[arg(long, value_enum, default_value = "llmjacking")]
     story: Story,
@@ -45,6 +52,11 @@ enum Story {
 }
 
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
+    let Some(out) = &args.out else {
+        let stop = AtomicBool::new(false);
+        super::play::play(&args.play.unwrap_or_default(), i64::from(args.speed), &stop, &AtomicBool::new(false)).map_err(|error| vec![error])?;
+        return Ok(Outcome::Clean);
+    };
     let start = parse_time(&args.start).ok_or_else(|| vec![Error::user(format!("--start `{}` is not a time", args.start))])?;
     let length = parse_length(&args.length).filter(|l| *l > 0).ok_or_else(|| vec![Error::user(format!("--length `{}`: write 20m or 2h", args.length))])?;
     let story = match args.story {
@@ -55,12 +67,12 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     };
     let world = tell(story, args.seed, start, length, args.events);
     let truth: Vec<Generated> = world.truth.iter().map(|act| Generated { event_time: 0, append_time: 0, text: act.to_string() }).collect();
-    std::fs::create_dir_all(&args.out).at(|| format!("creating {}", args.out.display())).map_err(|error| vec![error])?;
+    std::fs::create_dir_all(out).at(|| format!("creating {}", out.display())).map_err(|error| vec![error])?;
     for (name, records) in world.logs().into_iter().chain([("truth", &truth[..])]) {
-        write(&args.out.join(format!("{name}.jsonl")), records).map_err(|error| vec![error])?;
+        write(&out.join(format!("{name}.jsonl")), records).map_err(|error| vec![error])?;
     }
     for (name, text) in [("agents.toml", &world.agents), ("approvals.toml", &world.approvals)] {
-        let path = args.out.join(name);
+        let path = out.join(name);
         std::fs::write(&path, text).at(|| format!("writing {}", path.display())).map_err(|error| vec![error])?;
     }
     let counts: Vec<String> = world.logs().iter().map(|(name, records)| format!("{} {name}", records.len())).collect();

@@ -12,6 +12,7 @@ mod generate;
 mod investigate;
 mod learn;
 mod place;
+mod play;
 mod replay;
 mod run;
 mod sql;

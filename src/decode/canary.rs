@@ -24,6 +24,7 @@ pub struct Canary {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Sealed<'a> {
     #[serde(borrow)]
     keyfuse_canary: &'a RawValue,
@@ -39,7 +40,7 @@ pub fn is_canary(text: &str) -> bool {
 }
 
 fn signature(inner: &str, fingerprinter: &Fingerprinter) -> String {
-    fingerprinter.fingerprint(&format!("canary:{inner}"))
+    fingerprinter.sign("keyfuse 2026-11-22 canary", inner)
 }
 
 impl Canary {

@@ -29,7 +29,7 @@ use crate::clock::{DAY, HOUR, MINUTE, Micros, SECOND};
 use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
 use crate::secret::Fingerprinter;
-use crate::table::{History, LookBack, STREAMS, Span, Table, by_name, cloudtrail as system};
+use crate::table::{History, LookBack, STREAMS, Span, Table, by_name, canaries, cloudtrail as system};
 
 /// Pairs of rows that a join compares in the time in which a row is gathered and counted, about.
 const PAIRS_PER_ROW: usize = 40;
@@ -73,8 +73,8 @@ struct Live {
     timers: BTreeMap<Micros, HashSet<Key>>,
     /// Class C3: results before this may rest on rows that have been let go of; they were decided when they were not.
     floor: Micros,
-    /// Class C3, where nothing is told early: the scan whose rows have results of their own, and how long after a row its result is
-    /// final. Only then is the row looked at, and only once: what a key did before does not count again with each new row.
+    /// Class C3: the scan whose rows have results of their own, and how long after a row its result is final. Only then is the row
+    /// looked at (and when it comes, where results are told early): what a key did before does not count again with each new row.
     anchor: Option<(usize, Micros)>,
     /// Class C3: after this long past its `alert_time`, no row on time can raise or change a result.
     settles_after: Micros,
@@ -334,7 +334,7 @@ impl Engine {
         let seen_to = vec![0; feeds.len()];
         let is_prompt = analysis.scans.iter().all(|scan| scan.optional || !scan.is_stream() || !is_slow(scan));
         let kept = |scan: &usize| matches!(feeds[*scan], Feed::Store { probed: false, .. });
-        let anchor = analysis.anchor.filter(|(scan, _)| analysis.class == Class::C3 && !detection.early && is_prompt && kept(scan));
+        let anchor = analysis.anchor.filter(|(scan, _)| analysis.class == Class::C3 && is_prompt && kept(scan));
         let anchor = anchor.map(|(scan, after)| (scan, after + analysis.wait));
         self.live.push(Live {
             anchor,
@@ -366,7 +366,10 @@ impl Engine {
     pub fn push(&mut self, table: &'static Table, batch: &RecordBatch) -> Result<()> {
         let appended = batch.column(system::APPEND_TIME).as_primitive::<TimestampMicrosecondType>();
         let at = arrow::compute::max(appended).unwrap_or(Micros::MIN);
-        self.newest = self.newest.max(at);
+        // What keyfuse says of itself is no sign that time goes on in the logs.
+        if !std::ptr::eq(table, &canaries::TABLE) {
+            self.newest = self.newest.max(at);
+        }
         let arrived = self.arrived.entry(table.name).or_insert(at);
         *arrived = at.max(*arrived);
         if self.knows_beginnings && !self.begins.contains_key(table.name) {
@@ -767,6 +770,9 @@ impl Engine {
                         continue;
                     }
                     let delta = self.delta(number, store, from, &families, &keys);
+                    if delta.keys.is_empty() {
+                        continue;
+                    }
                     let mut rows = everything.clone();
                     rows[scan] = from..delta.end;
                     self.run_apart_if_it_fails(number, &delta.keys, &Part { numbers: rows, anchors: ALL_TIMES })?;
@@ -774,19 +780,11 @@ impl Engine {
                     later.extend(delta.later);
                 }
             } else if class == Class::C3 {
-                let (fresh, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| loaded.contains(*key));
-                for (mut keys, just_loaded) in [(fresh, true), (others, false)] {
-                    let live = &self.live[number];
-                    let times = if just_loaded { ALL_TIMES } else { live.anchor_times(self.progress) };
-                    if let (Some((scan, _)), false) = (live.anchor, just_loaded)
-                        && let Feed::Store { store, .. } = live.feeds[scan]
-                    {
-                        let due = |family: &&HashSet<Key>| self.stores[store].store.has_between(family, &times);
-                        let due: HashSet<Key> = families.iter().filter(due).flatten().copied().collect();
-                        keys.retain(|key| due.contains(key));
-                    }
-                    if !keys.is_empty() {
-                        self.run_apart_if_it_fails(number, &keys, &Part { numbers: everything.clone(), anchors: times })?;
+                let of_loaded: HashSet<Key> = families.iter().filter(|family| family.iter().any(|key| loaded.contains(key))).flatten().copied().collect();
+                let (fresh, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| of_loaded.contains(*key));
+                for (keys, just_loaded) in [(fresh, true), (others, false)] {
+                    for (keys, part) in self.parts(number, keys, &families, just_loaded, &everything) {
+                        self.run_apart_if_it_fails(number, &keys, &part)?;
                         self.settle(number, &keys, just_loaded);
                     }
                 }
@@ -795,10 +793,40 @@ impl Engine {
             }
         }
         let live = &mut self.live[number];
-        live.seen_to = seen_to;
+        // Of keys that wait it is still to be seen what is new.
+        if later.is_empty() || live.analysis.class <= Class::C1 {
+            live.seen_to = seen_to;
+        }
         // Loading past rows marked their keys dirty; they have just been evaluated.
         (live.dirty, live.whole) = (later, later_whole);
         Ok(())
+    }
+
+    /// Class C3: what is looked at of these keys. Where rows of an anchor have results of their own, those rows only that are new
+    /// (where results are told early), and those whose results have become final.
+    fn parts(&self, number: usize, keys: HashSet<Key>, families: &[HashSet<Key>], just_loaded: bool, everything: &[Range<u64>]) -> Vec<(HashSet<Key>, Part)> {
+        let live = &self.live[number];
+        let whole = || Part { numbers: everything.to_vec(), anchors: ALL_TIMES };
+        let anchor = live.anchor.filter(|_| !just_loaded).and_then(|(scan, _)| match live.feeds[scan] {
+            Feed::Store { store, .. } => Some((scan, &self.stores[store].store)),
+            _ => None,
+        });
+        let Some((scan, store)) = anchor else { return if keys.is_empty() { Vec::new() } else { vec![(keys, whole())] } };
+        let of = |due: &dyn Fn(&HashSet<Key>) -> bool| {
+            let due: HashSet<Key> = families.iter().filter(|family| due(family)).flatten().copied().collect();
+            keys.iter().copied().filter(|key| due.contains(key)).collect::<HashSet<Key>>()
+        };
+        let times = live.anchor_times(self.progress);
+        let final_now = of(&|family| store.has_between(family, &times));
+        let mut parts = vec![(final_now, Part { anchors: times, ..whole() })];
+        if live.detection.early {
+            let from = live.seen_to[scan];
+            let mut fresh = whole();
+            fresh.numbers[scan] = from..u64::MAX;
+            parts.push((of(&|family| store.ids_from(family, from).next().is_some()), fresh));
+        }
+        parts.retain(|(keys, _)| !keys.is_empty());
+        parts
     }
 
     /// The new rows of a join's store that one tick takes: as many as meet no more than [`PAIRS_PER_ROW`] rows for each that a tick may look at.
@@ -1003,13 +1031,12 @@ impl Engine {
         Ok(!failed)
     }
 
-    /// Over budget, a detection is switched off, loudly: one that is behind before others, then the one that keeps most. Nothing is
-    /// evicted from under a live window.
+    /// Over budget, the detection that keeps most is switched off, loudly. Nothing is evicted from under a live window.
     fn keep_budget(&mut self) {
         while self.residue_bytes() > self.residue_budget {
             let share = |live: &Live| live.stores().map(|store| self.stores[store].store.bytes() / self.stores[store].users.len().max(1)).sum::<usize>();
             let costly = (0..self.live.len()).filter(|number| self.live[*number].suspended.is_none() && share(&self.live[*number]) > 0);
-            let Some(costly) = costly.max_by_key(|number| (self.live[*number].behind_since.is_some(), share(&self.live[*number]))) else { return };
+            let Some(costly) = costly.max_by_key(|number| share(&self.live[*number])) else { return };
             let live = &self.live[costly];
             let message = format!(
                 "keeps {} rows ({} MiB){}: over the residue budget of {} MiB. It is switched off live and asked over the archive every quarter of an hour instead. Narrow its predicates or raise [limits] residue_budget, then reload",
@@ -1114,10 +1141,13 @@ impl Engine {
         self.scheduled.iter().map(|(detection, _)| Arc::clone(detection)).chain(switched_off)
     }
 
-    /// Whether a result that the archive gave at a moment can be taken back by nothing on time any more.
-    pub fn is_final(&self, detection: &Detection, alert_time: Micros, at: Micros) -> bool {
-        let wait = self.live.iter().find(|live| live.detection.id == detection.id).map_or(0, |live| live.analysis.wait);
-        wait == 0 || alert_time.saturating_add(wait) < at
+    /// Whether what the archive said at a moment of a detection that is switched off is what it would have said live: nothing on time
+    /// can take it back any more, and all of the past that it is measured against was asked.
+    pub fn is_sure(&self, detection: &Detection, alert_time: Micros, at: Micros) -> bool {
+        let Some(live) = self.live.iter().find(|live| live.detection.id == detection.id) else { return true };
+        let begins = detection.schedule.map_or(Micros::MIN, |schedule| at.saturating_sub(schedule.over));
+        let is_final = live.analysis.wait == 0 || alert_time.saturating_add(live.analysis.wait) < at;
+        is_final && alert_time.saturating_sub(live.analysis.back) >= begins
     }
 }
 
@@ -1167,9 +1197,10 @@ impl Live {
             };
             for (key, time) in rows {
                 let at = time.saturating_add(final_after).div_euclid(GRAIN).saturating_add(1).saturating_mul(GRAIN);
-                if at < progress {
+                if at < progress || self.detection.early {
                     self.dirty.insert(*key);
-                } else {
+                }
+                if at >= progress {
                     self.timers.entry(at).or_default().insert(*key);
                 }
             }

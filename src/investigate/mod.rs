@@ -334,7 +334,16 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
         timeline,
         parts,
     };
-    dossier.verdict = verdict(&dossier);
+    let first_after = match exposed_at {
+        Some(_) => {
+            ask(door, &format!("SELECT min(event_time) AS first FROM activity WHERE {who} AND source <> 'exposure_reports' AND event_time >= {since}")).await
+        }
+        None => Sheet::default(),
+    };
+    dossier.verdict = verdict(&dossier, first_after.time(0, "first"));
+    if dossier.lineage.sheet.more > 0 {
+        dossier.verdict.push(format!("{} more credentials descend from it than this page is about.", dossier.lineage.sheet.more));
+    }
     dossier.steps = steps(&dossier);
     Ok(dossier)
 }
@@ -362,15 +371,11 @@ async fn facts(door: &Door, kind: Kind, name: &str, who: &str) -> Vec<(&'static 
 }
 
 /// What is to be known first.
-fn verdict(dossier: &Dossier) -> Vec<String> {
+fn verdict(dossier: &Dossier, first_after: Option<Micros>) -> Vec<String> {
     let mut verdict = Vec::new();
     let fact = |title: &str| dossier.facts.iter().find(|(known, _)| *known == title).map(|(_, text)| text.as_str());
     let last = fact("Last act").and_then(parse_time);
     if let Some(exposed_at) = dossier.exposed_at {
-        let first_after = (0..dossier.timeline.sheet.rows.len())
-            .filter(|row| dossier.timeline.sheet.cell(*row, "source") != Some("exposure_reports"))
-            .filter_map(|row| dossier.timeline.sheet.time(row, "first"))
-            .find(|time| *time >= exposed_at);
         verdict.push(match first_after {
             Some(first) => format!("Exposed at {}, used {} later.", crate::clock::rfc3339(exposed_at), spoken(first - exposed_at)),
             None => format!("Exposed at {}; no use after that is in these logs.", crate::clock::rfc3339(exposed_at)),

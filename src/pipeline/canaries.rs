@@ -110,6 +110,14 @@ impl Post {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            // What has come back is looked at before anything is called missing.
+            while let Ok(more) = told.try_recv() {
+                match more {
+                    Told::Detections(detections) => self.detections = detections,
+                    Told::Ready => next = next.or(Some(clock::now())),
+                    Told::Returned(canaries) => proofs.extend(canaries.into_iter().filter_map(|(canary, place)| self.take(canary, place))),
+                }
+            }
             let now = clock::now();
             let overdue: Vec<String> = self.open.iter().filter(|(_, open)| now - open.sent_at > self.settings.within).map(|(name, _)| name.clone()).collect();
             for open in overdue.iter().filter_map(|name| self.open.remove(name)) {

@@ -6,13 +6,16 @@ use datafusion::sql::sqlparser::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 pub use datafusion::sql::sqlparser::tokenizer::Token;
 
-use crate::limits::{SQL_BYTES, SQL_NESTING, SQL_TOKENS};
+use crate::limits::{SQL_BYTES, SQL_NESTING, SQL_PARTS, SQL_TOKENS};
 
 /// Statements that only read.
 const READING: [&str; 6] = ["SELECT", "WITH", "VALUES", "EXPLAIN", "SHOW", "DESCRIBE"];
 
 /// Functions that make much of little, past every memory pool.
-const REFUSED: [&str; 5] = ["repeat", "lpad", "rpad", "generate_series", "range"];
+const REFUSED: [&str; 10] = ["repeat", "lpad", "rpad", "array_repeat", "list_repeat", "array_resize", "list_resize", "replicate", GENERATORS[0], GENERATORS[1]];
+
+/// Those that questions to PostgreSQL's catalog are made of; the time limit bounds them there.
+const GENERATORS: [&str; 2] = ["generate_series", "range"];
 
 /// Whether a statement that begins with this word only reads.
 pub fn reads(first: &str) -> bool {
@@ -54,17 +57,15 @@ pub fn semicolons(sql: &str) -> Result<Vec<usize>> {
 pub fn check(sql: &str) -> Result<()> {
     let tokens = tokens(sql)?;
     let mut words = tokens.iter().filter(|token| !matches!(token, Token::Whitespace(_)));
-    let first = words.clone().find(|token| !matches!(token, Token::LParen)).map(ToString::to_string).unwrap_or_default().to_uppercase();
+    let first = first_word(sql);
     if !READING.contains(&first.as_str()) {
         let what = if first.is_empty() { "nothing" } else { first.as_str() };
         return Err(Error::user(format!("{what} is not a question: only {} are answered here", READING.join(", "))));
     }
+    functions(sql, false)?;
     let mut ended = false;
     for token in &mut words {
         match token {
-            Token::Word(word) if REFUSED.contains(&word.value.to_lowercase().as_str()) => {
-                return Err(Error::user(format!("{}() is not offered here: its result can be of any size", word.value)));
-            }
             Token::SemiColon => ended = true,
             _ if ended => return Err(Error::user("one statement at a time")),
             _ => {}
@@ -73,14 +74,40 @@ pub fn check(sql: &str) -> Result<()> {
     bounds(sql)
 }
 
+/// Refuses functions that make much of little.
+///
+/// # Errors
+/// Names the function.
+pub fn functions(sql: &str, is_catalog: bool) -> Result<()> {
+    for token in tokens(sql)? {
+        if let Token::Word(word) = token {
+            let name = word.value.to_lowercase();
+            if REFUSED.contains(&name.as_str()) && !(is_catalog && GENERATORS.contains(&name.as_str())) {
+                return Err(Error::user(format!("{name}() is not offered here: its result can be of any size")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The first word of a statement, in capitals; comments and brackets before it do not count.
+pub fn first_word(sql: &str) -> String {
+    let tokens = tokens(sql).unwrap_or_default();
+    tokens.iter().find(|token| !matches!(token, Token::Whitespace(_) | Token::LParen)).map(ToString::to_string).unwrap_or_default().to_uppercase()
+}
+
 /// Checks size and nesting alone.
 ///
 /// # Errors
 /// Says which bound was passed.
 pub fn bounds(sql: &str) -> Result<()> {
     let (mut count, mut depth, mut deepest) = (0usize, 0usize, 0usize);
+    let (mut after_as, mut parts) = (false, 0);
     for token in tokens(sql)?.iter().filter(|token| !matches!(token, Token::Whitespace(_))) {
         count += 1;
+        // Each part of a WITH may use the one before it twice.
+        parts += usize::from(after_as && *token == Token::LParen);
+        after_as = matches!(token, Token::Word(word) if word.value.eq_ignore_ascii_case("as"));
         match token {
             Token::LParen | Token::LBracket => depth += 1,
             Token::RParen | Token::RBracket => depth = depth.saturating_sub(1),
@@ -88,6 +115,9 @@ pub fn bounds(sql: &str) -> Result<()> {
         }
         // `CASE`, `NOT` and `-` nest without brackets; a chain of them is bounded by the token limit below.
         deepest = deepest.max(depth);
+    }
+    if parts > SQL_PARTS {
+        return Err(Error::user(format!("WITH has {parts} parts; the limit is {SQL_PARTS}")));
     }
     if count > SQL_TOKENS {
         return Err(Error::user(format!(

@@ -65,7 +65,14 @@ impl Sink for Alertmanager {
     fn deliver(&mut self, message: &Message<'_>) -> std::result::Result<(), Failure> {
         let now = clock::now();
         let ends = |parcel: &Parcel| if parcel.alert.status == Status::Retracted { now } else { now + 5 * MINUTE };
-        self.post(message.parcels.iter().map(|parcel| self.alert(parcel, ends(parcel))).collect())?;
+        // Labels are Alertmanager's identity: where a level has risen, what stood under the old ones is over.
+        let renamed = |parcel: &&Parcel| {
+            let (before, _) = self.firing.get(&parcel.alert.alert_id)?;
+            let (old, new) = (self.alert(before, now), self.alert(parcel, now));
+            (old["labels"] != new["labels"]).then_some(old)
+        };
+        let over = message.parcels.iter().filter_map(|parcel| renamed(&parcel));
+        self.post(message.parcels.iter().map(|parcel| self.alert(parcel, ends(parcel))).chain(over).collect())?;
         for parcel in message.parcels {
             match parcel.alert.status {
                 Status::Retracted => drop(self.firing.remove(&parcel.alert.alert_id)),

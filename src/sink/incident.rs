@@ -68,8 +68,15 @@ pub struct Incidents {
 }
 
 impl Incidents {
-    /// Takes an alert into its incident.
-    pub fn add(&mut self, parcel: Parcel, now: Micros) {
+    /// Takes note of an alert that was told before a restart.
+    pub fn recall(&mut self, parcel: &Parcel, now: Micros) {
+        if now - parcel.alert.decided_at < OVER_AFTER && self.add(parcel.clone(), parcel.alert.decided_at).is_none() {
+            self.due(parcel.alert.decided_at, true);
+        }
+    }
+
+    /// Takes an alert into its incident; gives it back where it is no news to a person.
+    pub fn add(&mut self, parcel: Parcel, now: Micros) -> Option<Parcel> {
         self.open.retain(|_, open| !open.waiting.is_empty() || now - open.last < OVER_AFTER);
         let alert = &parcel.alert;
         let subject = alert.subject();
@@ -88,7 +95,9 @@ impl Incidents {
         let is_news = known.is_none_or(|(.., before)| before < level) || alert.status == crate::alert::Status::Retracted;
         if is_news || open.waiting.contains_key(&alert.alert_id) {
             open.waiting.insert(alert.alert_id.clone(), parcel);
+            return None;
         }
+        Some(parcel)
     }
 
     /// What is to be told now.

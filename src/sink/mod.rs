@@ -179,6 +179,20 @@ impl Queue {
         self.change.notify_one();
     }
 
+    /// Puts what was not taken behind the others, where there are any; a newer revision stands for it.
+    fn put_back(&self, parcels: &[Parcel]) -> bool {
+        let mut waiting = self.lock();
+        if waiting.0.is_empty() {
+            return false;
+        }
+        for parcel in parcels {
+            if !waiting.0.iter().any(|other| other.alert.alert_id == parcel.alert.alert_id) {
+                waiting.0.push_back(parcel.clone());
+            }
+        }
+        true
+    }
+
     fn close(&self) {
         self.lock().1 = true;
         self.change.notify_one();
@@ -222,7 +236,9 @@ impl Delivery {
     pub fn start(name: &str, mut sink: Box<dyn Sink>, office: Office, recent: &[Parcel]) -> std::io::Result<Self> {
         recent.iter().for_each(|parcel| sink.recall(parcel));
         let (name, queue) = (name.to_owned(), Arc::new(Queue::default()));
-        let worker = Worker { incidents: sink.groups().then(Incidents::default), name: name.clone(), sink, queue: Arc::clone(&queue), office };
+        let mut incidents = sink.groups().then(Incidents::default);
+        recent.iter().for_each(|parcel| incidents.iter_mut().for_each(|incidents| incidents.recall(parcel, clock::now())));
+        let worker = Worker { incidents, name: name.clone(), sink, queue: Arc::clone(&queue), office, strain: 0 };
         let thread = std::thread::Builder::new().name(format!("sink-{}", name.chars().take(8).collect::<String>())).spawn(move || worker.work())?;
         Ok(Self { name, queue, thread: Some(thread) })
     }
@@ -256,6 +272,8 @@ struct Worker {
     incidents: Option<Incidents>,
     queue: Arc<Queue>,
     office: Office,
+    /// Failures since something was taken.
+    strain: usize,
 }
 
 impl Worker {
@@ -273,15 +291,16 @@ impl Worker {
             match &mut self.incidents {
                 None => due.extend(parcels.into_iter().map(|parcel| (vec![parcel], None))),
                 Some(incidents) => {
-                    parcels.into_iter().for_each(|parcel| incidents.add(parcel, clock::now()));
+                    let no_news: Vec<Parcel> = parcels.into_iter().filter_map(|parcel| incidents.add(parcel, clock::now())).collect();
                     due.extend(incidents.due(clock::now(), closing).into_iter().map(|(parcels, incident)| (parcels, Some(incident))));
+                    no_news.iter().for_each(|parcel| self.note(parcel));
                 }
             }
             for (parcels, incident) in due {
                 delivered &= self.deliver(&parcels, incident.as_ref());
-            }
-            if closing && !delivered {
-                return;
+                if closing && !delivered {
+                    return;
+                }
             }
             let ticked = self.sink.tick(clock::now()).unwrap_or_else(|failure| {
                 self.office.metrics.delivery_failures.with_label_values(&[&self.name]).inc();
@@ -302,6 +321,7 @@ impl Worker {
         loop {
             match self.sink.deliver(&message) {
                 Ok(()) => {
+                    self.strain = 0;
                     for parcel in parcels {
                         metrics.deliveries.with_label_values(&[&self.name]).inc();
                         let taken = (clock::now() - parcel.alert.decided_at).max(0) as f64 / 1e6;
@@ -322,8 +342,13 @@ impl Worker {
                     if self.queue.is_closed() && attempt >= 1 {
                         return false;
                     }
-                    self.queue.pause(Duration::from_millis(PAUSES[attempt.min(PAUSES.len() - 1)]));
+                    self.queue.pause(Duration::from_millis(PAUSES[self.strain.min(PAUSES.len() - 1)]));
+                    self.strain += 1;
                     attempt += 1;
+                    // One alert that a receiver stumbles over must not hold up the others.
+                    if self.incidents.is_none() && self.queue.put_back(parcels) {
+                        return false;
+                    }
                 }
             }
         }

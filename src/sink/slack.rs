@@ -30,6 +30,13 @@ impl Slack {
 
 /// What would be markup, or would call people, is shown as it is.
 fn plain(text: &str) -> String {
+    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    // Mattermost and Rocket.Chat know Markdown and bare mentions.
+    text.replace('@', "@\u{200b}").replace('`', "'").replace('*', "∗").replace('~', "∼").replace('[', "(").replace(']', ")")
+}
+
+/// A runbook's steps: its own Markdown stays, what an alert put in is no more than words.
+fn steps(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
@@ -51,7 +58,7 @@ pub fn written(message: &Message<'_>) -> serde_json::Value {
     let (kind, name) = worst.alert.subject();
     let level = message.incident.map_or_else(|| Level::parse(&worst.alert.level).unwrap_or_default(), |incident| incident.level());
     let follows = message.incident.is_some_and(|incident| incident.told > 0);
-    let head = format!("{} {} {} {}", mark(level), level.name().to_uppercase(), kind.replace('_', " "), name);
+    let head = format!("{} {} {} {}", mark(level), level.name().to_uppercase(), kind.replace('_', " "), plain(&name));
     let head = if follows { format!("{head}: there is more") } else { head };
     let mut story = String::new();
     for parcel in parcels.iter().take(TOLD) {
@@ -84,11 +91,11 @@ pub fn written(message: &Message<'_>) -> serde_json::Value {
         section(&facts),
     ];
     if !follows {
-        blocks.push(section(&format!("*What to do* (nothing of this was run)\n{}", plain(text("what_to_do")))));
+        blocks.push(section(&format!("*What to do* (nothing of this was run)\n{}", steps(text("what_to_do")))));
         blocks.push(section(&format!("*What this cannot see*\n{}", plain(text("cannot_see")))));
     }
     blocks.push(json!({"type": "context", "elements": [{"type": "mrkdwn", "text": format!("`keyfuse investigate {}` · alert `{}`", plain(&name), worst.alert.alert_id)}]}));
-    json!({"text": format!("{head}. {}", worst.alert.sentence()), "blocks": blocks})
+    json!({"text": format!("{head}. {}", plain(&worst.alert.sentence())), "blocks": blocks})
 }
 
 fn section(text: &str) -> serde_json::Value {

@@ -2,9 +2,13 @@
 //!
 //! It forgets all but 5 MiB per partition and keeps nothing on disk: real deployments use Kafka.
 
-use rdkafka::ClientConfig;
+use std::sync::{Mutex, PoisonError};
+
+use rdkafka::error::KafkaError;
+use rdkafka::message::DeliveryResult;
 use rdkafka::mocking::MockCluster;
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientConfig, ClientContext};
 
 use crate::clock::Micros;
 use crate::error::{At, Error, Result};
@@ -35,7 +39,23 @@ impl Broker {
 
 /// Sends messages and waits until the broker has them.
 pub struct Sender {
-    producer: ThreadedProducer<DefaultProducerContext>,
+    producer: ThreadedProducer<Refusals>,
+}
+
+/// What the broker refused, or did not take in time.
+#[derive(Default)]
+struct Refusals(Mutex<Option<KafkaError>>);
+
+impl ClientContext for Refusals {}
+
+impl ProducerContext for Refusals {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, outcome: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = outcome {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+        }
+    }
 }
 
 impl Sender {
@@ -50,7 +70,7 @@ impl Sender {
         };
         let mut own = ClientConfig::new();
         settings.config_map().iter().filter(|(name, _)| !of_consumers(name)).for_each(|(name, value)| _ = own.set(*name, *value));
-        Ok(Self { producer: own.create().user_at(|| "Kafka producer settings".into())? })
+        Ok(Self { producer: own.create_with_context(Refusals::default()).user_at(|| "Kafka producer settings".into())? })
     }
 
     /// Queues one message; blocks while the queue is full.
@@ -74,11 +94,13 @@ impl Sender {
         }
     }
 
-    /// Waits until everything queued is acknowledged.
+    /// Waits until everything queued is acknowledged, or refused.
     ///
     /// # Errors
     /// Some of it was not within the time.
     pub fn flush(&self, within: std::time::Duration) -> Result<()> {
-        self.producer.flush(within).at(|| "waiting for the broker to take all messages".into())
+        let place = || "waiting for the broker to take all messages".to_owned();
+        self.producer.flush(within).at(place)?;
+        self.producer.context().0.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err).at(place)
     }
 }

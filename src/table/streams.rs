@@ -304,7 +304,7 @@ table!(alerts, "One row per alert as it stands. `alert_revisions` has the same c
     PAYLOAD payload: Text "JSON object of the other columns of the detection.",
     DECIDED_AT decided_at: Time "When keyfuse decided this revision (wall clock; not part of the equality contract).",
     STATUS status: Word "`open`: more findings may join it; `provisional`: told early, will be final or retracted; `final`; `retracted`.",
-    HELD held: Word "Why no sink gets it: `warming` (the past that it is measured against is not there whole yet), `shadow` (its detection is new or changed and not promoted yet); absent if they do.",
+    HELD held: Word "Why no sink gets it: `warming` (the past that it is measured against is not there whole yet), `shadow` (its detection is new or changed and not promoted yet), `silenced` (somebody has asked for it in the config); absent if they do.",
     LATE late: Bool "Only the late sweep saw it: it rests on rows that came later than their table allows.",
 });
 

@@ -11,7 +11,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -107,7 +106,6 @@ pub async fn listen(settings: &Settings, doors: Arc<Doors>, fingerprinter: &Fing
         tls,
         cancel: Arc::new(DefaultCancelHandler::new(Arc::clone(&manager))),
         manager,
-        asking: AtomicUsize::new(0),
     });
     let places = Arc::new(Semaphore::new(settings.connections));
     let task = tokio::spawn(async move {
@@ -146,7 +144,6 @@ struct Shared {
     tls: Option<TlsAcceptor>,
     manager: Arc<ConnectionManager>,
     cancel: Arc<DefaultCancelHandler>,
-    asking: AtomicUsize,
 }
 
 async fn connection(socket: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
@@ -155,7 +152,6 @@ async fn connection(socket: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
     let Some(mut socket) = socket? else { return Ok(()) };
     let startup = Arc::new(Startup::new(shared));
     let session = Arc::new(Session::new(shared.question.clone()));
-    shared.asking.fetch_add(1, Ordering::Relaxed);
     loop {
         let early = matches!(socket.state(), PgWireConnectionState::AwaitingStartup | PgWireConnectionState::AuthenticationInProgress);
         let message = match early {

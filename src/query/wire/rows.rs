@@ -98,7 +98,9 @@ pub fn response(answer: &Answer, format: &Format) -> PgWireResult<QueryResponse>
     let wrong = |error: arrow::error::ArrowError| PgWireError::ApiError(Box::new(error));
     let mut rows = Vec::new();
     for batch in &answer.batches {
-        let columns = batch.columns().iter().map(sent).collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+        // A union's branches may come in another kind of text than it says.
+        let fitted = |(column, field): (&ArrayRef, &Arc<Field>)| sent(column).and_then(|column| arrow::compute::cast(&column, field.data_type()));
+        let columns = batch.columns().iter().zip(schema.fields()).map(fitted).collect::<Result<Vec<_>, _>>().map_err(wrong)?;
         let options = arrow::record_batch::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
         let batch = RecordBatch::try_new_with_options(Arc::clone(&schema), columns, &options).map_err(wrong)?;
         rows.extend(encode_recordbatch(Arc::clone(&fields), batch));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::{ArrayRef, StringArray};
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use arrow_pg::datatypes::df::deserialize_parameters_with_server_types;
 use arrow_pg::datatypes::{arrow_schema_to_pg_fields, into_pg_type};
@@ -64,7 +64,8 @@ pub enum Statement {
 #[derive(Debug)]
 pub struct Planned {
     sql: String,
-    plan: LogicalPlan,
+    /// Of the answer. The plan itself is not kept: it would keep the rows of its moment.
+    schema: SchemaRef,
     parameters: Vec<(Option<DataType>, Type)>,
 }
 
@@ -87,10 +88,20 @@ impl Session {
         Self { question }
     }
 
+    /// Reads one statement; one that is refused leaves its audit line here.
+    async fn prepare_audited<C: ClientInfo>(&self, client: &C, sql: &str) -> PgWireResult<Statement> {
+        let prepared = self.prepare(sql).await;
+        if let Err(error) = &prepared {
+            Audit::begin(client, sql, &self.question.fingerprinter).refused(error);
+        }
+        prepared
+    }
+
     /// Reads one statement.
     async fn prepare(&self, sql: &str) -> PgWireResult<Statement> {
         guard::bounds(sql).map_err(|error| failure("ERROR", "54001", &error.to_string()))?;
-        let first = sql.trim_start().split(|c: char| !c.is_ascii_alphabetic()).next().unwrap_or_default().to_ascii_uppercase();
+        guard::functions(sql, asks_catalog(sql)).map_err(|error| failure("ERROR", "42601", &error.to_string()))?;
+        let first = guard::first_word(sql);
         if !guard::reads(&first) || (first == "SHOW" && !sql.to_ascii_uppercase().contains("TABLES") && !sql.to_ascii_uppercase().contains("COLUMNS")) {
             let mut statements = Parser::parse_sql(&PostgreSqlDialect {}, sql).map_err(|error| failure("ERROR", "42601", &error.to_string()))?;
             return match statements.pop() {
@@ -112,7 +123,7 @@ impl Session {
             let wire = kind.as_ref().and_then(|kind| into_pg_type(kind).ok()).filter(|wire| *wire != Type::UNKNOWN).unwrap_or(Type::TEXT);
             (kind, wire)
         });
-        Ok(Statement::Question(Arc::new(Planned { sql: sql.to_owned(), plan: plan.clone(), parameters: parameters.collect() })))
+        Ok(Statement::Question(Arc::new(Planned { sql: sql.to_owned(), schema: sent_schema(plan.schema().as_arrow()), parameters: parameters.collect() })))
     }
 
     /// A door on the rows as they are now, with the catalog where it is asked for.
@@ -223,6 +234,7 @@ struct Audit {
     application: String,
     sql: String,
     started: Instant,
+    fingerprinter: Fingerprinter,
     done: bool,
 }
 
@@ -232,15 +244,22 @@ impl Audit {
         let application = client.metadata().get("application_name").cloned().unwrap_or_default();
         // What is asked for may be a secret.
         let sql = crate::credential::replace_secrets(sql, fingerprinter).into_owned();
-        Self { user, from: client.socket_addr().to_string(), application, sql, started: Instant::now(), done: false }
+        Self { user, from: client.socket_addr().to_string(), application, sql, started: Instant::now(), fingerprinter: fingerprinter.clone(), done: false }
     }
 
     fn end(&mut self, answered: &PgWireResult<Answer>) {
         self.done = true;
         match answered {
             Ok(answer) => self.line("answered", Some(answer.rows()), None),
-            Err(error) => self.line("refused", None, Some(error.to_string())),
+            Err(error) => self.refused(error),
         }
+    }
+
+    fn refused(&mut self, error: &PgWireError) {
+        self.done = true;
+        // A value that cannot be read stands in the error as it was given.
+        let error = crate::credential::replace_secrets(&error.to_string(), &self.fingerprinter).into_owned();
+        self.line("refused", None, Some(error));
     }
 
     fn line(&self, outcome: &str, rows: Option<usize>, error: Option<String>) {
@@ -394,7 +413,7 @@ impl SimpleQueryHandler for Session {
         logged_in(client)?;
         let mut responses = Vec::new();
         for sql in statements(query)? {
-            responses.push(match self.prepare(sql).await? {
+            responses.push(match self.prepare_audited(client, sql).await? {
                 Statement::Settle(ast) => settle(client, &ast, &Format::UnifiedText).await?,
                 Statement::Question(question) => Response::Query(response(&self.answer(client, &question, None).await?, &Format::UnifiedText)?),
             });
@@ -417,7 +436,7 @@ impl QueryParser for Session {
         logged_in(client)?;
         Ok(match statements(sql)?.as_slice() {
             [] => None,
-            [sql] => Some(self.prepare(sql).await?),
+            [sql] => Some(self.prepare_audited(client, sql).await?),
             _ => return Err(failure("ERROR", "42601", "one statement at a time")),
         })
     }
@@ -432,9 +451,9 @@ impl QueryParser for Session {
     fn get_result_schema(&self, statement: &Statement, format: Option<&Format>) -> PgWireResult<Vec<FieldInfo>> {
         match statement {
             Statement::Question(question) => {
-                let schema = sent_schema(question.plan.schema().as_arrow());
+                let schema = &question.schema;
                 let fits = |format: &&Format| !matches!(format, Format::Individual(formats) if formats.len() != schema.fields().len());
-                arrow_schema_to_pg_fields(&schema, format.filter(fits).unwrap_or(&Format::UnifiedText), None)
+                arrow_schema_to_pg_fields(schema, format.filter(fits).unwrap_or(&Format::UnifiedText), None)
             }
             Statement::Settle(ast) => match &**ast {
                 Ast::ShowVariable { variable } => {
