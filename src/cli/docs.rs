@@ -29,6 +29,8 @@ enum Page {
     Tables,
     /// All log formats, with a sample record and the columns that it fills (docs/formats.md).
     Formats,
+    /// The JSON Schema of alerts, as files, topics and webhooks carry them.
+    AlertSchema,
     /// The man page.
     Man,
     /// Completions for a shell: source <(keyfuse docs completions bash)
@@ -40,6 +42,7 @@ pub fn run(args: Args, mut command: clap::Command) -> Result<Outcome, Vec<Error>
         Page::Detections => print!("{}", catalogue()?),
         Page::Tables => print!("{}", keyfuse::table::docs_page()),
         Page::Formats => print!("{}", formats()),
+        Page::AlertSchema => print!("{}", keyfuse::sink::SCHEMA),
         Page::Man => {
             clap_mangen::Man::new(command).render(&mut std::io::stdout()).map_err(|error| vec![Error::environment("writing the man page").because(error)])?;
         }

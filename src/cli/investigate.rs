@@ -38,6 +38,9 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
             match path.as_os_str() == "-" {
                 true => print!("{text}"),
                 false => {
+                    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+                        std::fs::create_dir_all(folder).user_at(|| format!("creating {}", folder.display())).map_err(one)?;
+                    }
                     std::fs::write(&path, text).user_at(|| format!("writing {}", path.display())).map_err(one)?;
                     println!("{}", path.display());
                 }

@@ -35,7 +35,7 @@ pub static TABLE_FUNCTIONS: &[(&str, &str, &str)] = &[
     (
         "credential_timeline",
         "credential",
-        "every act of a credential and of what was minted from it (`depth` links further), over all streams, in order of time: `SELECT * FROM credential_timeline('AKIA…')`",
+        "every act of a credential and of what was minted from it (`depth` links further), over all streams: `SELECT * FROM credential_timeline('AKIA…') ORDER BY event_time`",
     ),
     ("lineage_of", "credential", "what a credential was minted from, and what was minted from it: `relation` is ancestor or descendant"),
 ];

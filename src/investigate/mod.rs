@@ -184,7 +184,7 @@ async fn recognise(door: &Door, name: &str) -> Result<(Kind, String, Option<Stri
 /// No row knows the name, or the rows cannot be read.
 pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
     let (kind, name, alert_id) = recognise(door, name).await?;
-    let lineage_sql = format!("SELECT * FROM lineage_of({})", quoted(&name));
+    let lineage_sql = format!("SELECT * FROM lineage_of({}) ORDER BY relation, depth, minted_at, credential", quoted(&name));
     let lineage = match kind {
         Kind::Credential => ask(door, &lineage_sql).await,
         _ => Sheet::default(),
@@ -449,7 +449,7 @@ fn steps(dossier: &Dossier) -> Vec<(String, String)> {
         step(
             "Everything it did, line by line.",
             match dossier.kind {
-                Kind::Credential => format!("keyfuse sql \"SELECT * FROM credential_timeline('{name}')\""),
+                Kind::Credential => format!("keyfuse sql \"SELECT * FROM credential_timeline('{name}') ORDER BY event_time\""),
                 kind => format!("keyfuse sql \"SELECT * FROM activity WHERE {} = '{name}' ORDER BY event_time\"", kind.column()),
             },
         );

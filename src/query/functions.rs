@@ -26,12 +26,10 @@ struct Asked {
 static QUESTIONS: [&str; 2] = [
     "SELECT 0 AS depth, * FROM activity WHERE credential = $1
      UNION ALL
-     SELECT l.depth, a.* FROM activity a JOIN lineage l ON l.credential = a.credential WHERE l.ancestor = $1
-     ORDER BY event_time",
+     SELECT l.depth, a.* FROM activity a JOIN lineage l ON l.credential = a.credential WHERE l.ancestor = $1",
     "SELECT 'ancestor' AS relation, ancestor AS credential, depth, minted_at, left_at FROM lineage WHERE credential = $1
      UNION ALL
-     SELECT 'descendant' AS relation, credential, depth, minted_at, left_at FROM lineage WHERE ancestor = $1
-     ORDER BY relation, depth",
+     SELECT 'descendant' AS relation, credential, depth, minted_at, left_at FROM lineage WHERE ancestor = $1",
 ];
 
 /// Adds them to a context.

@@ -111,3 +111,28 @@ fn every_relative_link_leads_somewhere() {
     let lines = std::fs::read_to_string("ARCHITECTURE.md").expect("a page").lines().count();
     assert!(lines <= 250, "ARCHITECTURE.md has {lines} lines");
 }
+
+#[test]
+fn the_hunting_questions_have_the_answers_that_stand_there() {
+    let page = std::fs::read_to_string("docs/hunting.md").expect("a page");
+    let runtime = keyfuse::query::runtime().expect("a runtime");
+    let inputs = runtime.block_on(keyfuse::source::files::resolve(&["sample-data/llmjacking/*.jsonl".to_owned()], &Default::default())).expect("files");
+    let replayed =
+        keyfuse::replay::replay(&inputs, crate::support::plain_settings(&[]), runtime.handle(), |_, _| {}).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let rows = keyfuse::query::Rows::Memory(&replayed.rows);
+    let fingerprinter = keyfuse::secret::Fingerprinter::public();
+    let door = runtime.block_on(keyfuse::query::Door::open(rows, &Default::default(), &fingerprinter, Default::default())).expect("a door");
+    let mut asked = 0;
+    for part in page.split("```sql\n").skip(1) {
+        let (sql, rest) = part.split_once("\n```\n").expect("a question ends");
+        let answer = rest.trim_start().strip_prefix("```text\n").and_then(|rest| rest.split_once("\n```")).expect("an answer follows").0;
+        let (door, question) = (door.clone(), sql.to_owned());
+        let said = keyfuse::query::on_deep_stacks(&runtime, async move { door.ask(&question).await }).unwrap_or_else(|error| panic!("{sql}: {error}"));
+        let mut text = Vec::new();
+        keyfuse::query::output::write(&said, keyfuse::query::output::Format::Table, &mut text).expect("written");
+        assert_eq!(String::from_utf8(text).expect("text").trim_end(), answer, "{sql}");
+        asked += 1;
+    }
+    assert_eq!(asked, 25);
+    runtime.shutdown_background();
+}

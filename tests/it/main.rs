@@ -4,6 +4,7 @@ mod archive;
 mod bad_input;
 mod command_line;
 mod crash;
+mod dashboards;
 mod detections;
 mod docs;
 mod equality;
