@@ -46,12 +46,12 @@ pub fn page(dossier: &Dossier, made_at: &str) -> String {
         }
         out.push_str("</ol></section>\n");
     }
-    let _ = write!(out, "<section class=\"wide\"><h2>When</h2><p class=\"note\">{}</p>{}</section>\n", legend(dossier), lanes(dossier));
+    let _ = writeln!(out, "<section class=\"wide\"><h2>When</h2><p class=\"note\">{}</p>{}</section>", legend(dossier), lanes(dossier));
     table(&mut out, &dossier.alerts);
     if !dossier.lineage.sheet.rows.is_empty() {
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<section class=\"wide\"><h2>{}</h2><p class=\"note\">{}</p>{}</section>\n",
+            "<section class=\"wide\"><h2>{}</h2><p class=\"note\">{}</p>{}</section>",
             dossier.lineage.title,
             dossier.lineage.note,
             tree(dossier)
@@ -120,7 +120,7 @@ fn table(out: &mut String, part: &Part) {
             let _ = write!(out, "<p class=\"trouble\">… and {} more lines: ask the question below.</p>", sheet.more);
         }
     }
-    let _ = write!(out, "<details><summary>The question</summary><pre><code>{}</code></pre></details></section>\n", plain(&part.sql));
+    let _ = writeln!(out, "<details><summary>The question</summary><pre><code>{}</code></pre></details></section>", plain(&part.sql));
 }
 
 fn legend(dossier: &Dossier) -> String {
