@@ -68,6 +68,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(300);
 const SWEEP_EVERY: Micros = 15 * clock::MINUTE;
 /// How long the keys of a late row are swept again, for what arrives after it.
 const SWEEP_AGAIN: Micros = clock::DAY;
+/// A sink that never took anything before is told of alerts that were decided so long ago.
+const NEW_SINK_GETS: Micros = clock::DAY;
 /// Failed moments of a detection with a schedule that are asked again.
 const FAILED_MOMENTS: usize = 4;
 /// Longest that a message waits for what is known of its credential.
@@ -209,7 +211,9 @@ impl Service {
         let mut book = AlertBook::new(allow);
         let mut unarchived = BTreeSet::new();
         for alert in recovered.alerts {
-            for delivery in deliveries.iter().filter(|delivery| alert.held.is_none() && !told(&&alert, delivery.name())) {
+            // A sink that has just been named is not told of months gone by.
+            let is_old = |sink: &str| !recovered.delivered.keys().any(|(_, known)| known == sink) && clock::now() - alert.decided_at > NEW_SINK_GETS;
+            for delivery in deliveries.iter().filter(|delivery| alert.held.is_none() && !told(&&alert, delivery.name()) && !is_old(delivery.name())) {
                 delivery.send(parcel(&alert));
             }
             if recovered.archived.get(&alert.alert_id).is_none_or(|revision| *revision < alert.revision) {
