@@ -171,6 +171,10 @@ impl Service {
         }
         let log = Arc::new(Mutex::new(log));
         let kafka = client_config(&config.kafka).map_err(one)?;
+        let known = |name: &str| name == "*" || detections.iter().any(|detection| detection.name == name);
+        for name in config.levels.keys().chain(config.silences.iter().map(|silence| &silence.detection)).filter(|name| !known(name)) {
+            tracing::error!(name, "[levels] or [[silences]] name a detection that is not loaded: it has no effect");
+        }
         let names = names_of(&detections);
         let topics: Vec<String> = config.topics.iter().map(|topic| topic.name.clone()).collect();
         let sink_names: Vec<String> = config.sinks.iter().map(|sink| sink.name.clone()).collect();
@@ -803,7 +807,7 @@ impl Worker {
             let canaries = decoder.take_canaries();
             let is_canary = !canaries.is_empty();
             if is_canary {
-                self.tell_canaries(|_| Told::Returned(canaries));
+                self.tell_canaries(|_| Told::Returned(canaries, poll.received_at));
             }
             self.metrics.messages.with_label_values(&[topic.as_ref()]).inc();
             self.metrics.message_bytes.with_label_values(&[topic.as_ref()]).inc_by(value.len() as u64);

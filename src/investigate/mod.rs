@@ -261,7 +261,7 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
                     "SELECT model_id, count(*) AS calls, count(*) FILTER (WHERE outcome = 'denied') AS denied, sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, round(sum(cost_microdollars) / 1000000.0, 2) AS dollars, count(*) FILTER (WHERE told_by = 0) AS without_log FROM model_calls WHERE {key} GROUP BY model_id ORDER BY calls DESC"
                 ),
                 _ => format!(
-                    "SELECT model_id, count(*) AS calls, count(*) FILTER (WHERE outcome = 'denied') AS denied, sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, round(sum(cost_microdollars) / 1000000.0, 2) AS dollars FROM model_invocations WHERE {who} GROUP BY model_id ORDER BY calls DESC"
+                    "SELECT model_id, count(*) AS calls, count(*) FILTER (WHERE outcome = 'denied') AS denied, sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, round(sum(cost_microdollars) / 1000000.0, 2) AS dollars FROM (SELECT coalesce(request_id, event_id) AS call, max(model_id) AS model_id, min(outcome) AS outcome, max(input_tokens) AS input_tokens, max(output_tokens) AS output_tokens, max(cost_microdollars) AS cost_microdollars FROM model_invocations WHERE {who} GROUP BY 1) GROUP BY model_id ORDER BY calls DESC"
                 ),
             },
         )
@@ -430,14 +430,35 @@ fn steps(dossier: &Dossier) -> Vec<(String, String)> {
         .iter()
         .find(|(title, _)| *title == "Identities")
         .and_then(|(_, text)| text.split(", ").find_map(|arn| arn.split_once(":user/").map(|(_, user)| user.to_owned())));
-    let user = user.filter(|user| is_plain(user)).unwrap_or_else(|| "USER".into());
+    let user = user.filter(|user| is_plain(user)).unwrap_or_else(|| "USER".to_owned());
+    let state = |key: &str| {
+        let states = dossier.parts.iter().find(|part| part.title == "State of the key")?;
+        let row = (0..states.sheet.rows.len()).rev().find(|row| states.sheet.cell(*row, "credential") == Some(key))?;
+        states.sheet.cell(row, "state")
+    };
+    let lineage = &dossier.lineage.sheet;
+    let descendants =
+        (0..lineage.rows.len()).filter(|row| lineage.cell(*row, "relation") == Some("descendant")).filter_map(|row| lineage.cell(row, "credential"));
+    let (keys, sessions): (Vec<&str>, Vec<&str>) = descendants.filter(|key| is_plain(key)).partition(|key| key.starts_with("AKIA"));
+    // What still works comes first; what is cut off already is not asked for again.
+    for key in std::iter::once(name.as_str()).filter(|name| name.starts_with("AKIA") && is_plain(name)).chain(keys) {
+        if !matches!(state(key), Some("inactive" | "deleted")) {
+            let user = if key == name { user.as_str() } else { "USER" };
+            step(
+                "Deactivate the key. It can be enabled again; a bill cannot be undone.",
+                format!("aws iam update-access-key --access-key-id {key} --status Inactive --user-name {user}"),
+            );
+        }
+    }
+    if !sessions.is_empty() {
+        step(
+            "Sessions that were minted live on after the key: end them by a deny for tokens issued before now, on the role that issued them.",
+            "aws iam put-role-policy --role-name ROLE --policy-name RevokeOlderSessions --policy-document file://deny-before-now.json".into(),
+        );
+    }
     if is_plain(name) {
         match dossier.kind {
             Kind::Credential if name.starts_with("AKIA") => {
-                step(
-                    "Deactivate the key. It can be enabled again; a bill cannot be undone.",
-                    format!("aws iam update-access-key --access-key-id {name} --status Inactive --user-name {user}"),
-                );
                 step("Look for keys that were made with it.", format!("keyfuse sql \"SELECT * FROM lineage_of('{name}')\""));
             }
             Kind::Credential => step(

@@ -27,7 +27,8 @@ pub enum Told {
     Detections(Vec<Arc<Detection>>),
     /// Partitions are assigned: what is sent can come back.
     Ready,
-    Returned(Vec<(Canary, Place)>),
+    /// With the time at which they were read.
+    Returned(Vec<(Canary, Place)>, Micros),
 }
 
 /// What a canary has shown.
@@ -106,7 +107,7 @@ impl Post {
             match told.recv_timeout(Duration::from_millis(500)) {
                 Ok(Told::Detections(detections)) => self.detections = detections,
                 Ok(Told::Ready) => next = next.or(Some(clock::now())),
-                Ok(Told::Returned(canaries)) => proofs.extend(canaries.into_iter().filter_map(|(canary, place)| self.take(canary, place))),
+                Ok(Told::Returned(canaries, at)) => proofs.extend(canaries.into_iter().filter_map(|(canary, place)| self.take(canary, place, at))),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -115,7 +116,7 @@ impl Post {
                 match more {
                     Told::Detections(detections) => self.detections = detections,
                     Told::Ready => next = next.or(Some(clock::now())),
-                    Told::Returned(canaries) => proofs.extend(canaries.into_iter().filter_map(|(canary, place)| self.take(canary, place))),
+                    Told::Returned(canaries, at) => proofs.extend(canaries.into_iter().filter_map(|(canary, place)| self.take(canary, place, at))),
                 }
             }
             let now = clock::now();
@@ -160,8 +161,12 @@ impl Post {
         refused
     }
 
-    fn take(&mut self, canary: Canary, place: Place) -> Option<Proof> {
+    fn take(&mut self, canary: Canary, place: Place, at: Micros) -> Option<Proof> {
         let open = self.open.get_mut(&canary.detection).filter(|open| open.sent_at == canary.sent_at)?;
+        if at - open.sent_at > self.settings.within {
+            // The rest of it, and the verdict, come with what is overdue.
+            return None;
+        }
         open.returned.insert(canary.record, canary.row);
         open.place = Some(place);
         if open.returned.len() < canary.records {

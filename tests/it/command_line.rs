@@ -287,9 +287,16 @@ fn a_page_about_a_key_says_what_is_to_be_known_and_needs_no_network() {
     let (story, page) = ("sample-data/llmjacking/*.jsonl", folder.path().join("page.html"));
     let key = "AKIARTX3GSDSUO2PRDQD";
     let said = stdout(&keyfuse(&["investigate", key, "--from", story]));
-    for wanted in
-        ["used 66 s later", "sessions live on", "5 critical alerts", "ASIARTX3GSDS4E7QTRY7", "aws iam update-access-key", "nothing of this was run", "gitleaks"]
-    {
+    for wanted in [
+        "used 66 s later",
+        "sessions live on",
+        "5 critical alerts",
+        "ASIARTX3GSDS4E7QTRY7",
+        "aws iam update-access-key --access-key-id AKIARTX3GSDSTFTX2VY5",
+        "RevokeOlderSessions",
+        "nothing of this was run",
+        "gitleaks",
+    ] {
         assert!(said.contains(wanted), "{wanted} in\n{said}");
     }
     assert_eq!(keyfuse(&["investigate", key, "--from", story, "--html", &page.to_string_lossy()]).status.code(), Some(0));

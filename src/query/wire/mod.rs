@@ -169,6 +169,10 @@ async fn connection(socket: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
             let info: ErrorInfo = error.into();
             // Whoever fails to log in has said all that is heard of him.
             let ends = info.is_fatal() || early;
+            if early {
+                let user = socket.metadata().get(METADATA_USER).cloned().unwrap_or_default();
+                tracing::warn!(target: "keyfuse::audit", user, from = %socket.socket_addr(), reason = info.message, "a login was refused");
+            }
             process_error(&mut socket, PgWireError::UserError(Box::new(info)), is_extended).await?;
             if ends {
                 return Ok(());
