@@ -780,8 +780,7 @@ impl Engine {
                     later.extend(delta.later);
                 }
             } else if class == Class::C3 {
-                let of_loaded: HashSet<Key> = families.iter().filter(|family| family.iter().any(|key| loaded.contains(key))).flatten().copied().collect();
-                let (fresh, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| of_loaded.contains(*key));
+                let (fresh, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| loaded.contains(*key));
                 for (keys, just_loaded) in [(fresh, true), (others, false)] {
                     for (keys, part) in self.parts(number, keys, &families, just_loaded, &everything) {
                         self.run_apart_if_it_fails(number, &keys, &part)?;
