@@ -95,11 +95,11 @@ pub fn findings_of(detection: &Arc<Detection>, merges: &[(String, Merge)], batch
     let row_of = |row: usize| {
         let value = |wanted: &str| columns.iter().find(|(name, ..)| *name == wanted).map(|(.., values)| values[row].clone());
         let Some(Scalar::Time(alert_time)) = value("alert_time") else { return None };
-        let level = match value("level") {
-            _ if detection.own_level.is_some() => detection.own_level.unwrap_or_default(),
-            Some(Scalar::Text(name)) => Level::parse(&name).unwrap_or(detection.level),
-            _ => detection.level,
+        let said = match value("level") {
+            Some(Scalar::Text(name)) => Level::parse(&name),
+            _ => None,
         };
+        let level = detection.own_level.or(said).unwrap_or(detection.level);
         let is_key = |name: &str| detection.alert_key.iter().any(|key| key == name);
         // A smallest id of a group may still fall: it is read from the merged payload instead.
         let is_evidence = |name: &str, merge: Merge| is_event_id(name) && merge == Merge::First;

@@ -238,12 +238,12 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
     } else {
         "count(*) AS times".to_owned()
     };
-    let mut parts = vec![exposures, states];
-    if kind == Kind::Credential {
-        parts.retain(|part| part.title != "Exposures" || !part.sheet.rows.is_empty() || part.sheet.trouble.is_some());
-    } else {
-        parts.clear();
-    }
+    // Only credentials have either; one without exposures has no such part.
+    let mut parts = match kind {
+        Kind::Credential if exposures.sheet.rows.is_empty() && exposures.sheet.trouble.is_none() => vec![states],
+        Kind::Credential => vec![exposures, states],
+        _ => Vec::new(),
+    };
     parts.push(
         part(
             "Networks and programs",

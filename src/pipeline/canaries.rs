@@ -79,7 +79,7 @@ struct Open {
 /// The thread or the producer cannot be started.
 pub fn start(settings: Settings, fingerprinter: Fingerprinter, producer: KafkaSender, topics: Vec<Arc<str>>, orders: Sender<Order>) -> Result<Sender<Told>> {
     let (tell, told) = channel();
-    let mut post = Post { settings, fingerprinter, producer, topics, orders, detections: Vec::new(), open: HashMap::new(), rounds: 0 };
+    let mut post = Post { settings, fingerprinter, producer, topics, orders, detections: Vec::new(), open: HashMap::new(), rounds: 0, next: None };
     std::thread::Builder::new()
         .name("canaries".into())
         .stack_size(16 << 20)
@@ -97,27 +97,23 @@ struct Post {
     detections: Vec<Arc<Detection>>,
     open: HashMap<String, Open>,
     rounds: usize,
+    /// When the next round begins; none before partitions are assigned.
+    next: Option<Micros>,
 }
 
 impl Post {
     fn work(&mut self, told: &Receiver<Told>) {
-        let mut next: Option<Micros> = None;
         loop {
             let mut proofs = Vec::new();
             match told.recv_timeout(Duration::from_millis(500)) {
-                Ok(Told::Detections(detections)) => self.detections = detections,
-                Ok(Told::Ready) => next = next.or(Some(clock::now())),
-                Ok(Told::Returned(canaries, at)) => proofs.extend(canaries.into_iter().filter_map(|(canary, place)| self.take(canary, place, at))),
+                Ok(first) => {
+                    // What has come back is looked at before anything is called missing.
+                    for one in std::iter::once(first).chain(told.try_iter()) {
+                        proofs.extend(self.hear(one));
+                    }
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
-            }
-            // What has come back is looked at before anything is called missing.
-            while let Ok(more) = told.try_recv() {
-                match more {
-                    Told::Detections(detections) => self.detections = detections,
-                    Told::Ready => next = next.or(Some(clock::now())),
-                    Told::Returned(canaries, at) => proofs.extend(canaries.into_iter().filter_map(|(canary, place)| self.take(canary, place, at))),
-                }
             }
             let now = clock::now();
             let overdue: Vec<String> = self.open.iter().filter(|(_, open)| now - open.sent_at > self.settings.within).map(|(name, _)| name.clone()).collect();
@@ -125,14 +121,23 @@ impl Post {
                 let note = format!("{} of {} records came back within {} s", open.returned.len(), records(&open.test), self.settings.within / clock::SECOND);
                 proofs.push(open.proof("missing", Some(note)));
             }
-            if next.is_some_and(|next| now >= next) {
-                next = Some(now + self.settings.every);
+            if self.next.is_some_and(|next| now >= next) {
+                self.next = Some(now + self.settings.every);
                 proofs.extend(self.send_all());
             }
             if !proofs.is_empty() && self.orders.send(Order::Proved(proofs)).is_err() {
                 return;
             }
         }
+    }
+
+    fn hear(&mut self, told: Told) -> Vec<Proof> {
+        match told {
+            Told::Detections(detections) => self.detections = detections,
+            Told::Ready => self.next = self.next.or(Some(clock::now())),
+            Told::Returned(canaries, at) => return canaries.into_iter().filter_map(|(canary, place)| self.take(canary, place, at)).collect(),
+        }
+        Vec::new()
     }
 
     /// Sends each detection's smallest firing test, each round through the next topic.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, StringArray, StringBuilder};
+use arrow::array::{AsArray, StringArray};
 use arrow::datatypes::{DataType, SchemaRef};
 use async_trait::async_trait;
 use datafusion::common::{Result, ScalarValue};
@@ -82,22 +82,23 @@ impl PgCatalog {
         setup_pg_catalog(ctx, CATALOG, EmptyContextProvider).map_err(|error| *error)?;
         let catalog = ctx.state().catalog_list().catalog(CATALOG).ok_or_else(|| DataFusionError::Internal("no catalog".into()))?;
         catalog.register_schema("pg_catalog", Arc::clone(&self.schema) as _)?;
+        let text = |text: Option<&str>| ScalarValue::Utf8(text.map(str::to_owned));
+        let yes = || ScalarValue::Boolean(Some(true));
         for (name, value) in [
-            ("version", concat!("PostgreSQL 15.0 (keyfuse ", env!("CARGO_PKG_VERSION"), ")")),
-            ("pg_get_function_result", ""),
-            ("pg_get_function_arguments", ""),
-            ("pg_get_viewdef", ""),
-            ("pg_get_indexdef", ""),
-            ("obj_description", ""),
-            ("col_description", ""),
-            ("shobj_description", ""),
-            ("pg_size_pretty", ""),
-            ("set_config", ""),
+            ("version", text(Some(concat!("PostgreSQL 15.0 (keyfuse ", env!("CARGO_PKG_VERSION"), ")")))),
+            ("pg_get_function_result", text(None)),
+            ("pg_get_function_arguments", text(None)),
+            ("pg_get_viewdef", text(None)),
+            ("pg_get_indexdef", text(None)),
+            ("obj_description", text(None)),
+            ("col_description", text(None)),
+            ("shobj_description", text(None)),
+            ("pg_size_pretty", text(None)),
+            ("set_config", text(None)),
+            ("pg_function_is_visible", yes()),
+            ("pg_type_is_visible", yes()),
         ] {
             ctx.register_udf(ScalarUDF::from(Says { name, value, signature: any_arguments() }));
-        }
-        for name in ["pg_function_is_visible", "pg_type_is_visible"] {
-            ctx.register_udf(ScalarUDF::from(Visible { name, signature: any_arguments() }));
         }
         ctx.register_udf(create_udf("current_setting", vec![DataType::Utf8], DataType::Utf8, Volatility::Stable, Arc::new(current_setting)));
         ctx.register_udf(create_udf(
@@ -145,11 +146,11 @@ fn current_setting(arguments: &[ColumnarValue]) -> Result<ColumnarValue> {
     Ok(ColumnarValue::Array(Arc::new(values)))
 }
 
-/// A function that gives the same text for whatever it is asked; nothing, where that is empty.
+/// A function that gives the same value for whatever it is asked.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Says {
     name: &'static str,
-    value: &'static str,
+    value: ScalarValue,
     signature: Signature,
 }
 
@@ -163,36 +164,10 @@ impl ScalarUDFImpl for Says {
     }
 
     fn return_type(&self, _: &[DataType]) -> Result<DataType> {
-        Ok(DataType::Utf8)
-    }
-
-    fn invoke_with_args(&self, call: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        let mut texts = StringBuilder::new();
-        (0..call.number_rows).for_each(|_| texts.append_option(Some(self.value).filter(|value| !value.is_empty())));
-        Ok(ColumnarValue::Array(Arc::new(texts.finish()) as ArrayRef))
-    }
-}
-
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Visible {
-    name: &'static str,
-    signature: Signature,
-}
-
-impl ScalarUDFImpl for Visible {
-    fn name(&self) -> &str {
-        self.name
-    }
-
-    fn signature(&self) -> &Signature {
-        &self.signature
-    }
-
-    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
-        Ok(DataType::Boolean)
+        Ok(self.value.data_type())
     }
 
     fn invoke_with_args(&self, _: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        Ok(ColumnarValue::Scalar(ScalarValue::Boolean(Some(true))))
+        Ok(ColumnarValue::Scalar(self.value.clone()))
     }
 }

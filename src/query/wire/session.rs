@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use arrow::array::{ArrayRef, StringArray};
@@ -74,6 +74,9 @@ pub struct Session {
     question: Question,
 }
 
+/// Its list of known texts takes a while to read: once.
+static CATALOG_PARSER: LazyLock<PostgresCompatibilityParser> = LazyLock::new(PostgresCompatibilityParser::new);
+
 /// Whether a text is about PostgreSQL's own catalog. Only for such the compatibility parser is asked: of other questions it would
 /// rewrite what it does not know.
 fn asks_catalog(sql: &str) -> bool {
@@ -88,26 +91,30 @@ impl Session {
         Self { question }
     }
 
-    /// Reads one statement; one that is refused leaves its audit line here.
-    async fn prepare_audited<C: ClientInfo>(&self, client: &C, sql: &str) -> PgWireResult<Statement> {
-        let prepared = self.prepare(sql).await;
-        if let Err(error) = &prepared {
-            Audit::begin(client, sql, &self.question.fingerprinter).refused(error);
-        }
-        prepared
+    /// Writes the audit line of a statement that is refused before it is asked.
+    fn audited<T, C: ClientInfo>(&self, client: &C, sql: &str, outcome: PgWireResult<T>) -> PgWireResult<T> {
+        outcome.inspect_err(|error| Audit::begin(client, sql, &self.question.fingerprinter).refused(error))
     }
 
-    /// Reads one statement.
-    async fn prepare(&self, sql: &str) -> PgWireResult<Statement> {
+    /// Judges a statement by its text: what it says about the session; none where it is a question.
+    fn settling(sql: &str) -> PgWireResult<Option<Ast>> {
         guard::bounds(sql).map_err(|error| failure("ERROR", "54001", &error.to_string()))?;
         guard::functions(sql, asks_catalog(sql)).map_err(|error| failure("ERROR", "42601", &error.to_string()))?;
         let first = guard::first_word(sql);
         if !guard::reads(&first) || (first == "SHOW" && !sql.to_ascii_uppercase().contains("TABLES") && !sql.to_ascii_uppercase().contains("COLUMNS")) {
             let mut statements = Parser::parse_sql(&PostgreSqlDialect {}, sql).map_err(|error| failure("ERROR", "42601", &error.to_string()))?;
             return match statements.pop() {
-                Some(ast) if statements.is_empty() && is_settling(&ast) => Ok(Statement::Settle(Arc::new(ast))),
+                Some(ast) if statements.is_empty() && is_settling(&ast) => Ok(Some(ast)),
                 _ => Err(failure("ERROR", "25006", &format!("{first} is not answered here: this door only reads"))),
             };
+        }
+        Ok(None)
+    }
+
+    /// Reads one statement, to be executed later.
+    async fn prepare(&self, sql: &str) -> PgWireResult<Statement> {
+        if let Some(ast) = Self::settling(sql)? {
+            return Ok(Statement::Settle(Arc::new(ast)));
         }
         let door = self.door(sql).await?;
         let plan = self.plan(&door, sql).await?;
@@ -135,33 +142,31 @@ impl Session {
         Ok(door)
     }
 
+    /// Plans a question that [`Session::settling`] has let through.
     async fn plan(&self, door: &Door, sql: &str) -> PgWireResult<LogicalPlan> {
         let planned = match asks_catalog(sql) {
             true => {
                 let sql = functions_listed(sql).unwrap_or_else(|| sql.to_owned());
-                let mut statements = PostgresCompatibilityParser::new().parse(&sql).map_err(|error| failure("ERROR", "42601", &error.to_string()))?;
+                let mut statements = CATALOG_PARSER.parse(&sql).map_err(|error| failure("ERROR", "42601", &error.to_string()))?;
                 let Some(ast) = statements.pop() else { return Err(failure("ERROR", "42601", "nothing is not a question")) };
                 door.ctx.state().statement_to_plan(DfStatement::Statement(Box::new(ast))).await.and_then(reads_only)
             }
-            false => {
-                guard::check(sql).map_err(|error| failure("ERROR", "42601", &error.to_string()))?;
-                door.plan(sql).await
-            }
+            false => door.plan(sql).await,
         };
         planned.map_err(|error| explained(&error))
     }
 
     /// Answers one question under the limits, and writes its audit line, however it ends.
-    async fn answer<C: ClientInfo>(&self, client: &C, question: &Planned, portal: Option<&Portal<Statement>>) -> PgWireResult<Answer> {
+    async fn answer<C: ClientInfo>(&self, client: &C, sql: &str, bound: Option<(&Planned, &Portal<Statement>)>) -> PgWireResult<Answer> {
         let mut limits = self.question.doors.limits();
         if let Some(time) = client.metadata().get("statement_timeout").and_then(|text| parse_timeout(text)) {
             limits.time = limits.time.min(time);
         }
-        let mut audit = Audit::begin(client, &question.sql, &self.question.fingerprinter);
+        let mut audit = Audit::begin(client, sql, &self.question.fingerprinter);
         let answered = async {
-            let door = self.door(&question.sql).await?;
-            let mut plan = self.plan(&door, &question.sql).await?;
-            if let Some(portal) = portal.filter(|_| !question.parameters.is_empty()) {
+            let door = self.door(sql).await?;
+            let mut plan = self.plan(&door, sql).await?;
+            if let Some((question, portal)) = bound.filter(|(question, _)| !question.parameters.is_empty()) {
                 let arrow: Vec<_> = question.parameters.iter().map(|(kind, _)| kind.as_ref()).collect();
                 let wire: Vec<_> = question.parameters.iter().map(|(_, wire)| Some(wire)).collect();
                 let values = deserialize_parameters_with_server_types(portal, &arrow, &wire)?;
@@ -413,9 +418,9 @@ impl SimpleQueryHandler for Session {
         logged_in(client)?;
         let mut responses = Vec::new();
         for sql in statements(query)? {
-            responses.push(match self.prepare_audited(client, sql).await? {
-                Statement::Settle(ast) => settle(client, &ast, &Format::UnifiedText).await?,
-                Statement::Question(question) => Response::Query(response(&self.answer(client, &question, None).await?, &Format::UnifiedText)?),
+            responses.push(match self.audited(client, sql, Self::settling(sql))? {
+                Some(ast) => settle(client, &ast, &Format::UnifiedText).await?,
+                None => Response::Query(response(&self.answer(client, sql, None).await?, &Format::UnifiedText)?),
             });
         }
         if responses.is_empty() {
@@ -436,7 +441,7 @@ impl QueryParser for Session {
         logged_in(client)?;
         Ok(match statements(sql)?.as_slice() {
             [] => None,
-            [sql] => Some(self.prepare_audited(client, sql).await?),
+            [sql] => Some(self.audited(client, sql, self.prepare(sql).await)?),
             _ => return Err(failure("ERROR", "42601", "one statement at a time")),
         })
     }
@@ -488,7 +493,10 @@ impl ExtendedQueryHandler for Session {
         logged_in(client)?;
         match &portal.statement.statement {
             Statement::Settle(ast) => settle(client, ast, &portal.result_column_format).await,
-            Statement::Question(question) => Ok(Response::Query(response(&self.answer(client, question, Some(portal)).await?, &portal.result_column_format)?)),
+            Statement::Question(question) => {
+                let answer = self.answer(client, &question.sql, Some((question, portal))).await?;
+                Ok(Response::Query(response(&answer, &portal.result_column_format)?))
+            }
         }
     }
 
