@@ -748,7 +748,7 @@ impl Engine {
         let waits = self.tick_rows < usize::MAX && self.live[number].analysis.class > Class::C1;
         let mut later = if waits { self.postpone(number, &mut families) } else { HashSet::new() };
         let later_whole: HashSet<Key> = whole.extract_if(|key| later.contains(key)).collect();
-        let loaded = self.load(number, &families, history)?;
+        let loaded = self.load(number, &families, &whole, history)?;
         let live = &self.live[number];
         let mut keys: HashSet<Key> = HashSet::new();
         for family in &families {
@@ -938,7 +938,7 @@ impl Engine {
     }
 
     /// Fetches the past of families that have just become interesting into the probed stores; gives their keys.
-    fn load(&mut self, number: usize, families: &[HashSet<Key>], history: &dyn History) -> Result<HashSet<Key>> {
+    fn load(&mut self, number: usize, families: &[HashSet<Key>], whole: &HashSet<Key>, history: &dyn History) -> Result<HashSet<Key>> {
         let live = &self.live[number];
         if !live.feeds.iter().any(|feed| matches!(feed, Feed::Store { probed: true, .. })) {
             return Ok(HashSet::new());
@@ -946,9 +946,13 @@ impl Engine {
         let mut wanted: HashSet<Key> = HashSet::new();
         for family in families {
             if live.analysis.needs.met(&|scan| self.has_rows(&live.feeds[scan], family, true)) {
-                // A new row of an anchor may reach further back than what is still in memory.
-                let again = live.stale && self.has_fresh_anchor(live, family);
-                wanted.extend(family.iter().filter(|key| **key != NULL_KEY && (again || !live.loaded.contains(*key))));
+                // A new row of an anchor may reach further back than what is still in memory, and so may those of a family that was joined.
+                let again = live.stale && (family.iter().any(|key| whole.contains(key)) || self.has_fresh_anchor(live, family));
+                let mut keys = family.iter().copied().filter(|key| *key != NULL_KEY);
+                // A family is looked at as one: when one joins it, the past of all is there whole again.
+                if again || keys.clone().any(|key| !live.loaded.contains(&key)) {
+                    wanted.extend(&mut keys);
+                }
             }
         }
         if wanted.is_empty() {
