@@ -12,7 +12,7 @@ use keyfuse::error::Error;
 use keyfuse::secret::Fingerprinter;
 use keyfuse::table::cloudtrail as system;
 
-use super::{Outcome, shipped};
+use super::{Outcome, Rules, shipped};
 
 /// Print generated pages.
 #[derive(clap::Args)]
@@ -29,6 +29,13 @@ enum Page {
     Tables,
     /// All log formats, with a sample record and the columns that it fills (docs/formats.md).
     Formats,
+    /// The SQL of a detection as it is asked: its file's, with what is known of your own world joined as of the row's arrival.
+    Sql {
+        /// Name of the detection, such as COT-13.
+        name: String,
+        #[command(flatten)]
+        rules: Rules,
+    },
     /// The JSON Schema of alerts, as files, topics and webhooks carry them.
     AlertSchema,
     /// The man page.
@@ -42,6 +49,11 @@ pub fn run(args: Args, mut command: clap::Command) -> Result<Outcome, Vec<Error>
         Page::Detections => print!("{}", catalogue()?),
         Page::Tables => print!("{}", keyfuse::table::docs_page()),
         Page::Formats => print!("{}", formats()),
+        Page::Sql { name, rules } => {
+            let known = rules.detections()?.into_iter().find(|detection| detection.name.eq_ignore_ascii_case(&name));
+            let detection = known.ok_or_else(|| vec![Error::user(format!("{name}: no such detection; `keyfuse docs detections` lists them"))])?;
+            println!("{}", detection.sql.trim_end());
+        }
         Page::AlertSchema => print!("{}", keyfuse::sink::SCHEMA),
         Page::Man => {
             clap_mangen::Man::new(command).render(&mut std::io::stdout()).map_err(|error| vec![Error::environment("writing the man page").because(error)])?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use pulldown_cmark::{CodeBlockKind, Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 use serde::Deserialize;
 
+use super::as_of::with_dimensions_as_of;
 use crate::clock::{MINUTE, Micros, parse_length};
 use crate::error::{At, Error, Result};
 
@@ -101,6 +102,7 @@ pub struct Detection {
     pub early: bool,
     /// Asked at fixed times over the archive (class C4).
     pub schedule: Option<Schedule>,
+    /// The query as it is asked: the file's, its dimensions joined as of the row's append time.
     pub sql: String,
     /// Line of the file on which the SQL starts.
     pub sql_line: usize,
@@ -166,7 +168,8 @@ impl Detection {
             return Err(fail(1, "early has no meaning with a schedule: what is asked over the archive is final".into()));
         }
         let body = Body::read(text).map_err(|(line, message)| fail(line, message))?;
-        let (sql_line, sql) = body.sql.ok_or_else(|| fail(1, "no ```sql block".into()))?;
+        let (sql_line, written) = body.sql.ok_or_else(|| fail(1, "no ```sql block".into()))?;
+        let sql = with_dimensions_as_of(&written).unwrap_or(written);
         for section in SECTIONS {
             if body.sections.get(section).is_none_or(|text| text.trim().is_empty()) {
                 return Err(fail(1, format!("section `## {section}` is missing or empty")));

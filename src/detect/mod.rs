@@ -1,9 +1,10 @@
 //! Detections: from a Markdown file to findings.
 //!
-//! `file` reads it, `analyse` infers what its plan needs, `filter` picks rows in one pass shared by all detections,
+//! `file` reads it, `as_of` binds what is known of one's own world to the row's time, `analyse` infers what its plan needs, `filter` picks rows in one pass shared by all detections,
 //! `residue` keeps what may still join, `engine` runs kept plans over the keys that changed.
 
 pub mod analyse;
+mod as_of;
 pub mod catalog;
 mod engine;
 mod file;

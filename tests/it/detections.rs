@@ -62,9 +62,9 @@ fn refusal(sql: &str) -> String {
 fn what_could_change_last_month_or_has_no_bound_is_refused() {
     let as_of = "u.append_time >= a.valid_from AND u.append_time < a.valid_to";
     for (sql, word) in [
-        (format!("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u JOIN agents a ON a.identity = u.identity AND ({as_of} OR u.read_only)"), "as of the row's arrival"),
-        ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u JOIN agents a ON a.identity = u.identity AND u.append_time <= a.valid_from AND u.append_time > a.valid_to".into(), "as of the row's arrival"),
-        ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u JOIN agents a ON a.identity = u.identity".into(), "as of the row's arrival"),
+        (format!("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u JOIN agents a ON a.identity = u.identity AND ({as_of} OR u.read_only)"), "as of which row's arrival"),
+        ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u JOIN agents a ON a.identity = u.identity AND u.append_time <= a.valid_from AND u.append_time > a.valid_to".into(), "as of which row's arrival"),
+        ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u JOIN agents a ON a.identity = u.identity".into(), "as of which row's arrival"),
         ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u WHERE NOT EXISTS (SELECT 1 FROM cloudtrail v WHERE v.access_key_id = u.access_key_id)".into(), "no time bound between alert_time and cloudtrail"),
         ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u WHERE u.access_key_id NOT IN (SELECT access_key_id FROM cloudtrail v WHERE v.event_time < u.event_time)".into(), "write NOT EXISTS"),
         ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u WHERE NOT EXISTS (SELECT 1 FROM cloudtrail v WHERE v.access_key_id = u.access_key_id AND v.event_time BETWEEN u.event_time AND u.event_time + INTERVAL '8 days')".into(), "too long to wait for"),
