@@ -29,8 +29,9 @@ pub struct Args {
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let one = |error: Error| vec![error];
     let place = args.place.open_with_alerts(Limits::default())?;
-    let (door, name) = (place.door.clone(), args.name);
-    let dossier = on_deep_stacks(&place.runtime, async move { investigate(&door, &name).await }).map_err(one)?;
+    let (door, name) = (place.door.clone(), args.name.clone());
+    let mut dossier = on_deep_stacks(&place.runtime, async move { investigate(&door, &name).await }).map_err(one)?;
+    dossier.steps = dossier.steps.into_iter().filter_map(|(why, command)| Some((why, args.place.again(&command)?))).collect();
     match args.html {
         None => print(&dossier),
         Some(path) => {
@@ -50,7 +51,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     Ok(Outcome::Clean)
 }
 
-/// Lines of the timeline that fit a terminal's reader.
+/// Lines of a part that fit a terminal's reader; of a longer one, beginning and end are shown.
 const LINES: usize = 40;
 
 fn print(dossier: &Dossier) {
@@ -59,7 +60,7 @@ fn print(dossier: &Dossier) {
     dossier.verdict.iter().for_each(|line| println!("  {line}"));
     println!();
     dossier.facts.iter().for_each(|(title, text)| println!("  {:<24}{text}", format!("{title}:")));
-    let parts = [&dossier.alerts, &dossier.lineage].into_iter().chain(&dossier.parts).chain([&dossier.timeline]);
+    let parts = [&dossier.alerts, &dossier.lineage].into_iter().chain(&dossier.delegation).chain(&dossier.parts).chain([&dossier.timeline]);
     parts.for_each(|part| sheet(part, &style));
     if !dossier.steps.is_empty() {
         println!("\n{}  {}", style.bold("What to do now"), style.dim("(nothing of this was run)"));
@@ -84,15 +85,21 @@ fn sheet(part: &Part, style: &Style) {
     let cell = |row: &Vec<Option<String>>, column: usize| row[column].as_deref().unwrap_or_default().chars().take(52).collect::<String>();
     let widths: Vec<usize> = filled
         .iter()
-        .map(|column| sheet.rows.iter().take(LINES).map(|row| cell(row, *column).chars().count()).chain([sheet.columns[*column].len()]).max().unwrap_or(0))
+        .map(|column| sheet.rows.iter().map(|row| cell(row, *column).chars().count()).chain([sheet.columns[*column].len()]).max().unwrap_or(0))
         .collect();
     let line = |cells: Vec<String>| cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect::<Vec<_>>().join("  ");
     println!("  {}", style.dim(line(filled.iter().map(|column| sheet.columns[*column].clone()).collect()).trim_end()));
-    for row in sheet.rows.iter().take(LINES) {
-        println!("  {}", line(filled.iter().map(|column| cell(row, *column)).collect()).trim_end());
+    let left_out = LINES / 2..sheet.rows.len().saturating_sub(LINES / 2).max(LINES / 2);
+    let left_out = if sheet.rows.len() > LINES { left_out } else { 0..0 };
+    for (number, row) in sheet.rows.iter().enumerate() {
+        if number == left_out.start && !left_out.is_empty() {
+            println!("  … {} lines between: {}", left_out.len(), part.sql);
+        }
+        if !left_out.contains(&number) {
+            println!("  {}", line(filled.iter().map(|column| cell(row, *column)).collect()).trim_end());
+        }
     }
-    let more = sheet.rows.len().saturating_sub(LINES) + sheet.more;
-    if more > 0 {
-        println!("  … and {more} more: {}", part.sql);
+    if sheet.more > 0 {
+        println!("  … and {} more: {}", sheet.more, part.sql);
     }
 }

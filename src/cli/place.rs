@@ -15,6 +15,8 @@ use keyfuse::table::{Memory, Rows, alerts};
 
 use super::{Rules, runtime};
 
+const ARCHIVE: &str = "keyfuse-data/archive";
+
 #[derive(clap::Args)]
 pub struct Place {
     /// Log files instead of the archive: folders, globs, gzip, s3://…
@@ -24,7 +26,7 @@ pub struct Place {
     #[arg(long, default_value = "auto")]
     log_format: String,
     /// Archive: a folder or a URL.
-    #[arg(long, default_value = "keyfuse-data/archive")]
+    #[arg(long, default_value = ARCHIVE)]
     archive: String,
     #[command(flatten)]
     pub rules: Rules,
@@ -51,6 +53,18 @@ impl Place {
     pub fn open_with_alerts(&self, limits: Limits) -> Result<Open, Vec<Error>> {
         let detections = if self.from.is_empty() { Vec::new() } else { self.rules.detections()? };
         self.open_as(limits, &detections)
+    }
+
+    /// A command that a page shows, asked of the same rows; none where it can only be asked of an archive.
+    pub fn again(&self, command: &str) -> Option<String> {
+        let word = |text: &String| format!("'{}'", text.replace('\'', "'\\''"));
+        match (&self.from[..], command.strip_prefix("keyfuse ")) {
+            (_, None) => Some(command.to_owned()),
+            ([], Some(_)) if self.archive == ARCHIVE => Some(command.to_owned()),
+            ([], Some(_)) => Some(format!("{command} --archive {}", word(&self.archive))),
+            (_, Some(verb)) if verb.starts_with("explain") => None,
+            (from, Some(_)) => Some(format!("{command}{}", from.iter().map(|path| format!(" --from {}", word(path))).collect::<String>())),
+        }
     }
 
     fn open_as(&self, limits: Limits, detections: &[Detection]) -> Result<Open, Vec<Error>> {

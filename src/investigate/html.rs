@@ -2,19 +2,14 @@
 
 use std::fmt::Write as _;
 
-use super::{Dossier, Part, Sheet};
-use crate::clock::{Micros, rfc3339};
+use super::{Dossier, Part, Sheet, graph, moment};
+use crate::clock::Micros;
 
 const STYLE: &str = include_str!("page.css");
 
 /// Text as it may stand in HTML.
-fn plain(text: &str) -> String {
+pub(super) fn plain(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
-/// A moment as people read it: `2026-05-01 10:09:40`.
-fn moment(time: Micros) -> String {
-    rfc3339(time).replace('T', " ").trim_end_matches('Z').to_owned()
 }
 
 /// The whole page.
@@ -47,18 +42,21 @@ pub fn page(dossier: &Dossier, made_at: &str) -> String {
         out.push_str("</ol></section>\n");
     }
     let _ = writeln!(out, "<section class=\"wide\"><h2>When</h2><p class=\"note\">{}</p>{}</section>", legend(dossier), lanes(dossier));
-    table(&mut out, &dossier.alerts);
+    table(&mut out, &dossier.alerts, None);
     if !dossier.lineage.sheet.rows.is_empty() {
         let _ = writeln!(
             out,
             "<section class=\"wide\"><h2>{}</h2><p class=\"note\">{}</p>{}</section>",
             dossier.lineage.title,
             dossier.lineage.note,
-            tree(dossier)
+            graph::lineage(dossier)
         );
     }
-    dossier.parts.iter().for_each(|part| table(&mut out, part));
-    table(&mut out, &dossier.timeline);
+    if let Some(part) = &dossier.delegation {
+        table(&mut out, part, graph::delegation(dossier));
+    }
+    dossier.parts.iter().for_each(|part| table(&mut out, part, None));
+    table(&mut out, &dossier.timeline, None);
     let _ = write!(
         out,
         "<footer><p>Made by keyfuse at {} from the rows that were there then. Times are UTC.</p></footer>\n</main></body></html>\n",
@@ -76,9 +74,11 @@ fn is_number(sheet: &Sheet, column: usize) -> bool {
     cells.peek().is_some() && cells.all(|cell| cell.parse::<f64>().is_ok())
 }
 
-fn table(out: &mut String, part: &Part) {
+/// A part as a table, below its drawing if it has one.
+fn table(out: &mut String, part: &Part, drawing: Option<String>) {
     let sheet = &part.sheet;
-    let _ = write!(out, "<section><h2>{}</h2><p class=\"note\">{}</p>", part.title, plain(part.note));
+    let wide = if drawing.is_some() { " class=\"wide\"" } else { "" };
+    let _ = write!(out, "<section{wide}><h2>{}</h2><p class=\"note\">{}</p>{}", part.title, plain(part.note), drawing.unwrap_or_default());
     if let Some(trouble) = &sheet.trouble {
         let _ = write!(out, "<p class=\"trouble\">Could not be asked: {}</p>", plain(trouble));
     } else if sheet.rows.is_empty() {
@@ -217,63 +217,6 @@ fn lanes(dossier: &Dossier) -> String {
             height - 22.0,
             moment(exposed)
         );
-    }
-    svg.push_str("</svg></div>");
-    svg
-}
-
-/// Ancestors to the left, descendants to the right, by depth.
-fn tree(dossier: &Dossier) -> String {
-    const COLUMN: f64 = 230.0;
-    const ROW: f64 = 40.0;
-    let sheet = &dossier.lineage.sheet;
-    let mut columns: std::collections::BTreeMap<i64, Vec<(String, String)>> =
-        std::collections::BTreeMap::from([(0, vec![(dossier.name.clone(), "this one".to_owned())])]);
-    for row in 0..sheet.rows.len() {
-        let depth = sheet.number(row, "depth");
-        let depth = if sheet.cell(row, "relation") == Some("ancestor") { -depth } else { depth };
-        let minted = sheet.time(row, "minted_at").map_or_else(String::new, |time| format!("minted {}", moment(time)));
-        columns.entry(depth).or_default().push((sheet.cell(row, "credential").unwrap_or("?").to_owned(), minted));
-    }
-    let tallest = columns.values().map(Vec::len).max().unwrap_or(1);
-    let (width, height) = (columns.len() as f64 * COLUMN, tallest as f64 * ROW + 16.0);
-    let place = |depth: i64, number: usize, of: usize| {
-        let column = columns.keys().position(|known| *known == depth).unwrap_or(0);
-        (column as f64 * COLUMN + 6.0, (height - of as f64 * ROW) / 2.0 + number as f64 * ROW)
-    };
-    let mut svg =
-        format!("<div class=\"scroll\"><svg class=\"tree\" viewBox=\"0 0 {width} {height}\" style=\"width:{width}px\" role=\"img\" aria-label=\"lineage\">");
-    let own = place(0, 0, 1);
-    let depths: Vec<i64> = columns.keys().copied().collect();
-    for (depth, nodes) in &columns {
-        for (number, (name, note)) in nodes.iter().enumerate() {
-            let (x, y) = place(*depth, number, nodes.len());
-            if *depth != 0 {
-                // Chains are drawn to the nearest column; the table tells each link.
-                let towards = depths
-                    .iter()
-                    .copied()
-                    .filter(|other| if *depth > 0 { other < depth } else { other > depth })
-                    .min_by_key(|other| (other - depth).abs())
-                    .unwrap_or(0);
-                let (ox, oy) = if towards == 0 { own } else { place(towards, 0, columns[&towards].len()) };
-                let (from, to) = if *depth > 0 { ((ox + COLUMN - 30.0, oy + 16.0), (x, y + 16.0)) } else { ((x + COLUMN - 30.0, y + 16.0), (ox, oy + 16.0)) };
-                let _ =
-                    write!(svg, "<path class=\"link\" d=\"M{} {} C{} {} {} {} {} {}\"/>", from.0, from.1, from.0 + 15.0, from.1, to.0 - 15.0, to.1, to.0, to.1);
-            }
-            let class = if *depth == 0 { "node own" } else { "node" };
-            let _ = write!(
-                svg,
-                "<g><rect class=\"{class}\" x=\"{x}\" y=\"{y}\" width=\"{}\" height=\"32\" rx=\"6\"/><text x=\"{}\" y=\"{}\">{}</text><text class=\"tick\" x=\"{}\" y=\"{}\">{}</text></g>",
-                COLUMN - 30.0,
-                x + 8.0,
-                y + 14.0,
-                plain(&name.chars().take(24).collect::<String>()),
-                x + 8.0,
-                y + 27.0,
-                plain(note)
-            );
-        }
     }
     svg.push_str("</svg></div>");
     svg

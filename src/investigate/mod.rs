@@ -2,13 +2,14 @@
 //!
 //! Every part is one question to the SQL door, over the same rows as everything else; a part that cannot be asked says why.
 
+mod graph;
 mod html;
 
 use std::collections::BTreeSet;
 
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 
-use crate::clock::{Micros, parse_time, spoken};
+use crate::clock::{Micros, parse_time, rfc3339, spoken};
 use crate::error::{Error, Result};
 use crate::query::Door;
 
@@ -99,9 +100,16 @@ pub struct Dossier {
     pub alerts: Part,
     pub timeline: Part,
     pub lineage: Part,
+    /// Agents and traces: who called whom.
+    pub delegation: Option<Part>,
     pub parts: Vec<Part>,
     /// Commands ready to paste; nothing of it was run.
     pub steps: Vec<(String, String)>,
+}
+
+/// A moment as people read it: `2026-05-01 10:09:40`.
+fn moment(time: Micros) -> String {
+    rfc3339(time).replace('T', " ").trim_end_matches('Z').to_owned()
 }
 
 fn quoted(text: &str) -> String {
@@ -178,13 +186,38 @@ async fn recognise(door: &Door, name: &str) -> Result<(Kind, String, Option<Stri
     )))
 }
 
+/// Calls between agents in the traces with such rows. Between two agents there may be steps of models and tools: they are climbed,
+/// so far that spans which name each other in a circle come to an end.
+fn delegation(who: &str) -> String {
+    format!(
+        "WITH RECURSIVE traces AS (SELECT DISTINCT trace_id FROM agent_spans WHERE {who} AND trace_id IS NOT NULL),
+         spans AS (
+           SELECT trace_id, span_id, parent_span_id, coalesce(agent_id, agent_name, workflow, kind) AS agent, identity, event_time FROM agent_spans WHERE trace_id IN (SELECT trace_id FROM traces)
+           UNION ALL SELECT trace_id, span_id, parent_span_id, NULL AS agent, NULL AS identity, NULL AS event_time FROM tool_calls WHERE trace_id IN (SELECT trace_id FROM traces)
+           UNION ALL SELECT trace_id, span_id, parent_span_id, NULL AS agent, NULL AS identity, NULL AS event_time FROM model_invocations WHERE trace_id IN (SELECT trace_id FROM traces)),
+         climbed AS (
+           SELECT trace_id, span_id, parent_span_id AS above, 0 AS steps FROM spans WHERE agent IS NOT NULL
+           UNION ALL SELECT climbed.trace_id, climbed.span_id, spans.parent_span_id, climbed.steps + 1
+           FROM climbed JOIN spans ON spans.trace_id = climbed.trace_id AND spans.span_id = climbed.above WHERE spans.agent IS NULL AND climbed.steps < 8),
+         callers AS (
+           SELECT climbed.trace_id, climbed.span_id, min(spans.agent) AS caller FROM climbed
+           JOIN spans ON spans.trace_id = climbed.trace_id AND spans.span_id = climbed.above WHERE spans.agent IS NOT NULL GROUP BY 1, 2)
+         SELECT callers.caller, spans.agent, string_agg(DISTINCT spans.identity, ', ') AS identities, count(*) AS times, count(DISTINCT spans.trace_id) AS traces, min(spans.event_time) AS first, max(spans.event_time) AS last
+         FROM spans LEFT JOIN callers ON callers.trace_id = spans.trace_id AND callers.span_id = spans.span_id
+         WHERE spans.agent IS NOT NULL GROUP BY 1, 2 ORDER BY first, agent"
+    )
+}
+
 /// Gathers everything about one name.
 ///
 /// # Errors
 /// No row knows the name, or the rows cannot be read.
 pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
     let (kind, name, alert_id) = recognise(door, name).await?;
-    let lineage_sql = format!("SELECT * FROM lineage_of({}) ORDER BY relation, depth, minted_at, credential", quoted(&name));
+    let lineage_sql = format!(
+        "SELECT l.*, made.parent FROM lineage_of({}) l LEFT JOIN (SELECT child, first_value(parent ORDER BY minted_at, parent) AS parent FROM lineage_links WHERE child <> parent GROUP BY child) made ON made.child = l.credential ORDER BY l.relation, l.depth, l.minted_at, l.credential",
+        quoted(&name)
+    );
     let lineage = match kind {
         Kind::Credential => ask(door, &lineage_sql).await,
         _ => Sheet::default(),
@@ -232,7 +265,7 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
         ),
     )
     .await;
-    let since = exposed_at.map_or_else(|| "NULL".to_owned(), |time| format!("TIMESTAMP '{}'", crate::clock::rfc3339(time)));
+    let since = exposed_at.map_or_else(|| "NULL".to_owned(), |time| format!("TIMESTAMP '{}'", rfc3339(time)));
     let split = if exposed_at.is_some() {
         format!("count(*) FILTER (WHERE event_time < {since}) AS before_exposure, count(*) FILTER (WHERE event_time >= {since}) AS after_exposure")
     } else {
@@ -292,16 +325,12 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
         )
         .await,
     );
-    if matches!(kind, Kind::Agent | Kind::Trace) {
-        parts.push(
-            part(
-                "Delegation",
-                "Steps of agents and workflows: who called whom, as the spans say.",
-                format!("SELECT event_time, kind, agent_id, agent_name, workflow, depth, parent_span_id, span_id, completed FROM agent_spans WHERE {who} ORDER BY event_time"),
-            )
-            .await,
-        );
-    }
+    let delegation = match kind {
+        Kind::Agent | Kind::Trace => Some(
+            part("Delegation", "Who called whom in the traces that it is part of, through models and tools too, as the spans say.", delegation(&who)).await,
+        ),
+        _ => None,
+    };
     parts.push(
         part(
             "Gaps in sight",
@@ -324,6 +353,7 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
             sheet: lineage,
             sql: lineage_sql,
         },
+        delegation,
         verdict: Vec::new(),
         steps: Vec::new(),
         kind,
@@ -377,8 +407,8 @@ fn verdict(dossier: &Dossier, first_after: Option<Micros>) -> Vec<String> {
     let last = fact("Last act").and_then(parse_time);
     if let Some(exposed_at) = dossier.exposed_at {
         verdict.push(match first_after {
-            Some(first) => format!("Exposed at {}, used {} later.", crate::clock::rfc3339(exposed_at), spoken(first - exposed_at)),
-            None => format!("Exposed at {}; no use after that is in these logs.", crate::clock::rfc3339(exposed_at)),
+            Some(first) => format!("Exposed at {}, used {} later.", rfc3339(exposed_at), spoken(first - exposed_at)),
+            None => format!("Exposed at {}; no use after that is in these logs.", rfc3339(exposed_at)),
         });
     }
     if dossier.kind == Kind::Credential {
@@ -392,14 +422,13 @@ fn verdict(dossier: &Dossier, first_after: Option<Micros>) -> Vec<String> {
                 let after = last.filter(|last| *last > since);
                 let lives = after.map_or_else(
                     || "and nothing was done with it since".to_owned(),
-                    |last| format!("but something was done until {}: sessions live on", crate::clock::rfc3339(last)),
+                    |last| format!("but something was done until {}: sessions live on", rfc3339(last)),
                 );
-                format!("The key is {state} since {}, {lives}.", crate::clock::rfc3339(since))
+                format!("The key is {state} since {}, {lives}.", rfc3339(since))
             }
-            Some((state, since)) => format!(
-                "Treat it as live: its last known state is {state}, since {}. Quarantine does not stop all of its rights.",
-                crate::clock::rfc3339(since)
-            ),
+            Some((state, since)) => {
+                format!("Treat it as live: its last known state is {state}, since {}. Quarantine does not stop all of its rights.", rfc3339(since))
+            }
             None => "Treat it as live: no log says that it was deactivated, deleted or quarantined.".into(),
         });
     }

@@ -296,6 +296,8 @@ fn a_page_about_a_key_says_what_is_to_be_known_and_needs_no_network() {
         "RevokeOlderSessions",
         "nothing of this was run",
         "gitleaks",
+        "ORDER BY event_time\" --from 'sample-data/llmjacking/*.jsonl'",
+        "keyfuse doctor --from 'sample-data/llmjacking/*.jsonl'",
     ] {
         assert!(said.contains(wanted), "{wanted} in\n{said}");
     }
@@ -311,6 +313,18 @@ fn a_page_about_a_key_says_what_is_to_be_known_and_needs_no_network() {
         assert!(said.status.success() || stderr(&said).contains("Names like it"), "{name}: {}", stderr(&said));
         assert!(!stdout(&said).contains("could not be asked"), "{}", stdout(&said));
     }
+    // Agents that call each other are drawn from the first to the last.
+    let logs = folder.path().join("injection");
+    let logs = logs.to_string_lossy();
+    assert!(keyfuse(&["generate", "--story", "injection", "--out", &logs]).status.success());
+    let html = stdout(&keyfuse(&["investigate", "research", "--from", &format!("{logs}/spans.jsonl"), "--html", "-"]));
+    let (_, graph) = html.split_once("aria-label=\"delegation\"").expect("a graph");
+    let graph = graph.split_once("</svg>").expect("its end").0;
+    let at = ["front-desk", "research", "writer", "billing"].map(|agent| {
+        let (_, node) = graph.split_once(&format!("<title>{agent}</title>")).unwrap_or_else(|| panic!("{agent} in {graph}"));
+        node.split_once(" x=\"").and_then(|(_, x)| x.split_once('"')?.0.parse::<f64>().ok()).expect("a place")
+    });
+    assert!(at.is_sorted() && at[0] < at[3] && graph.matches("class=\"link\"").count() == 3, "{at:?}");
     let unknown = keyfuse(&["investigate", "<b>nobody</b>", "--from", story]);
     assert!(unknown.status.code() == Some(2) && stderr(&unknown).contains("no row names"), "{}", stderr(&unknown));
 }
