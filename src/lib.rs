@@ -32,3 +32,4 @@ pub mod shipped;
 pub mod sink;
 pub mod source;
 pub mod table;
+pub mod top;

@@ -5,7 +5,7 @@ use prometheus::{Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCoun
 use crate::alert::Held;
 use crate::decode::Reason;
 use crate::detect::Level;
-use crate::table::STREAMS;
+use crate::table::{CANARY_OUTCOMES, STREAMS};
 
 /// All metrics of one process.
 pub struct Metrics {
@@ -68,6 +68,7 @@ impl Metrics {
         #[cfg(target_os = "linux")]
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let counters = |name: &str, help: &str, labels: &[&str]| register(&registry, IntCounterVec::new(Opts::new(name, help), labels)?);
+        let gauges = |name: &str, help: &str, labels: &[&str]| register(&registry, prometheus::GaugeVec::new(Opts::new(name, help), labels)?);
         let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help)?);
         let gauge = |name: &str, help: &str| register(&registry, IntGauge::new(name, help)?);
         let seconds =
@@ -110,20 +111,16 @@ impl Metrics {
                     &["detection"],
                 )?,
             )?,
-            detection_behind: register(
-                &registry,
-                prometheus::GaugeVec::new(
-                    Opts::new("keyfuse_detection_behind_seconds", "For how long a detection has not got through all that it has to look at"),
-                    &["detection"],
-                )?,
+            detection_behind: gauges(
+                "keyfuse_detection_behind_seconds",
+                "For how long a detection has not got through all that it has to look at",
+                &["detection"],
             )?,
             canaries: counters("keyfuse_canaries_total", "Canaries that were sent through a topic, by what came of them", &["detection", "outcome"])?,
-            canary_last_seen: register(
-                &registry,
-                prometheus::GaugeVec::new(
-                    Opts::new("keyfuse_canary_last_seen_timestamp_seconds", "When the last canary was sent that came back as its alert; 0 before the first"),
-                    &["detection"],
-                )?,
+            canary_last_seen: gauges(
+                "keyfuse_canary_last_seen_timestamp_seconds",
+                "When the last canary was sent that came back as its alert; 0 before the first",
+                &["detection"],
             )?,
             detection_seconds: register(
                 &registry,
@@ -201,7 +198,7 @@ impl Metrics {
             self.detection_blind.with_label_values(&[name]);
             self.detection_behind.with_label_values(&[name]);
             self.canary_last_seen.with_label_values(&[name]);
-            for outcome in ["seen", "wrong", "missing", "off"] {
+            for outcome in CANARY_OUTCOMES {
                 self.canaries.with_label_values(&[name.as_str(), outcome]);
             }
             self.detection_seconds.with_label_values(&[name]);

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -173,6 +173,65 @@ impl AlertLog {
         self.buffer.clear();
         Ok(())
     }
+}
+
+/// Reads the alert log of a running service as it grows.
+pub struct Following {
+    path: PathBuf,
+    /// The open file, and what tells it from the one that takes its place at the next start.
+    file: Option<(File, Identity)>,
+    /// The beginning of a line that is still being written.
+    rest: Vec<u8>,
+}
+
+type Identity = (u64, u64);
+
+impl Following {
+    /// Follows the log at a path, from its beginning.
+    pub fn of(path: &Path) -> Self {
+        Self { path: path.to_owned(), file: None, rest: Vec::new() }
+    }
+
+    /// Alert revisions that were logged since the last call. A log that is not there yet has none.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn news(&mut self) -> Result<Vec<Alert>> {
+        let place = || format!("reading the alert log {}", self.path.display());
+        let identity = match std::fs::metadata(&self.path) {
+            Ok(metadata) => identity(&metadata),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).at(place),
+        };
+        let mut file = match self.file.take() {
+            Some((file, known)) if known == identity => file,
+            _ => {
+                self.rest.clear();
+                File::open(&self.path).at(place)?
+            }
+        };
+        file.read_to_end(&mut self.rest).at(place)?;
+        self.file = Some((file, identity));
+        let whole = memchr::memrchr(b'\n', &self.rest).map_or(0, |end| end + 1);
+        let lines: Vec<u8> = self.rest.drain(..whole).collect();
+        let alert = |line: &[u8]| match serde_json::from_slice(line) {
+            Ok(Line::Alert(alert)) => Some(*alert),
+            _ => None,
+        };
+        Ok(lines.split(|byte| *byte == b'\n').filter_map(alert).collect())
+    }
+}
+
+#[cfg(unix)]
+fn identity(metadata: &std::fs::Metadata) -> Identity {
+    use std::os::unix::fs::MetadataExt;
+    (metadata.dev(), metadata.ino())
+}
+
+/// A log is written anew at each start.
+#[cfg(not(unix))]
+fn identity(metadata: &std::fs::Metadata) -> Identity {
+    (metadata.created().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok()).map_or(0, |at| at.as_secs()), 0)
 }
 
 fn push(buffer: &mut Vec<u8>, line: &Line) {

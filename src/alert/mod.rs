@@ -19,7 +19,7 @@ use crate::limits;
 use crate::table::{Rows, alerts};
 
 pub use allow::{AllowEntry, AllowList};
-pub use log::AlertLog;
+pub use log::{AlertLog, Following};
 
 /// How much an alert can still change.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]

@@ -18,6 +18,7 @@ mod run;
 mod sql;
 mod terminal;
 mod test;
+mod top;
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -78,6 +79,8 @@ enum Verb {
     ExplainFormat(explain_format::Args),
     /// One page about a key, identity, agent, trace or alert.
     Investigate(investigate::Args),
+    /// Watch a running service on the terminal: rates, lag, what is blind, alerts as they come.
+    Top(top::Args),
     /// Propose an inventory of agents from what was seen.
     Learn(learn::Args),
     /// Write a seeded story of logs with a truth file.
@@ -214,6 +217,7 @@ pub fn main() -> ExitCode {
         Verb::Replay(args) => replay::run(args),
         Verb::Sql(args) => sql::run(args),
         Verb::Investigate(args) => investigate::run(args),
+        Verb::Top(args) => top::run(args),
         Verb::Backtest(args) => backtest::run(args),
         Verb::Test(args) => test::run(args),
         Verb::Check(args) => check::run(args),

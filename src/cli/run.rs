@@ -84,6 +84,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     println!("keyfuse {}: {} detections, {} topics", env!("CARGO_PKG_VERSION"), detections.len(), config.topics.len());
     println!("  metrics  http://{address}/metrics  (also /healthz, /readyz)");
     println!("  archive  {}", config.archive);
+    println!("  watch    keyfuse top --data {} --at {address}", config.data.display());
     if let (Some(sql), Some((settings, _))) = (&sql, &config.sql) {
         println!(
             "  psql     psql \"host={} port={} user={}\"{}",

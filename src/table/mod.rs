@@ -143,6 +143,9 @@ pub static STREAMS: &[&Table] = &[
     &exposure_reports::TABLE,
 ];
 
+/// What may come of a canary: `canaries.outcome`, and the label of its metric.
+pub const CANARY_OUTCOMES: [&str; 4] = ["seen", "wrong", "missing", "off"];
+
 /// What is known of one's own world, from files or compacted topics: small, with a validity, joined as of the row's append time.
 pub static DIMENSIONS: &[&Table] = &[&agents::TABLE, &approvals::TABLE, &allow_list::TABLE];
 

@@ -51,6 +51,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("sink", &["alert", "detect", "metrics", "source"]),
     ("source", &[]),
     ("table", &[]),
+    ("top", &["alert"]),
 ];
 
 const LEAVES: &[&str] = &["clock", "error", "limits", "secret"];

@@ -15,7 +15,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message as _;
 use serde_json::Value;
 
-use crate::support::{START, brokers, config, get, metric, sender, to_file, wait_for};
+use crate::support::{START, brokers, config, get, metric, sender, start, to_file, wait_for};
 
 /// A request as it came: headers in lower case, and the body.
 type Request = (BTreeMap<String, String>, String);
@@ -74,7 +74,7 @@ fn run(sinks: Vec<Settings>, folder: &Path, and_then: impl FnOnce(&Service, &str
     let mut config = config(folder, &broker.address, &[&broker.topic]);
     config.sinks.extend(sinks);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let service = start(&config, &runtime);
     let sender = sender(&broker.address);
     sender.send(&broker.topic, Some(0), None, DESTROYS.as_bytes(), Some(START)).expect("sent");
     sender.flush(Duration::from_secs(30)).expect("taken");
@@ -216,7 +216,7 @@ fn what_is_silenced_is_archived_and_not_told() {
     );
     let config = keyfuse::config::Config::parse(&text, &folder.path().join("keyfuse.toml")).unwrap_or_else(|errors| panic!("{}", errors[0]));
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let service = start(&config, &runtime);
     let sender = sender(&broker.address);
     sender.send(&broker.topic, Some(0), None, DESTROYS.as_bytes(), Some(START)).expect("sent");
     sender.flush(Duration::from_secs(30)).expect("taken");

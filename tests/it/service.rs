@@ -1,8 +1,9 @@
 //! The running service: dead letters, reload, HTTP, metrics, and a sink that is dead for a while.
 
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use keyfuse::alert::Following;
 use keyfuse::archive::Archive;
 use keyfuse::clock::{HOUR, MINUTE};
 use keyfuse::config::Canaries;
@@ -12,11 +13,14 @@ use keyfuse::pipeline::Service;
 use keyfuse::query::{Door, Limits, Rows};
 use keyfuse::secret::Fingerprinter;
 use keyfuse::source::broker::Broker;
+use keyfuse::table::CANARY_OUTCOMES;
+use keyfuse::top::Top;
+use ratatui::crossterm::event::KeyCode;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message as _;
 
-use crate::support::{START, alert_file, brokers, config, delivered, get, metric, sender, to_file, wait_for};
+use crate::support::{START, alert_file, brokers, config, delivered, get, metric, sender, start, to_file, wait_for};
 
 const DESTROYS: &str = r#"{"eventVersion":"1.11","eventTime":"2026-05-01T10:00:00Z","eventSource":"bedrock.amazonaws.com","eventName":"DeleteGuardrail","eventID":"d1","userIdentity":{"type":"IAMUser","arn":"arn:aws:iam::111122223333:user/x"},"additionalEventData":{"callWithBearerToken":true}}"#;
 
@@ -28,7 +32,7 @@ fn refused_records_go_to_the_dead_letter_topic_and_to_the_table() {
         let mut config = config(folder.path(), &broker.address, &[&broker.topic]);
         config.dead_letter = Some(dead.clone());
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+        let service = start(&config, &runtime);
         let sender = sender(&broker.address);
         for value in ["{\"cut\":", DESTROYS, ""] {
             sender.send(&broker.topic, Some(0), None, value.as_bytes(), Some(START)).expect("sent");
@@ -62,7 +66,7 @@ fn a_sink_that_was_dead_gets_its_alerts_at_the_next_start() {
     let alerts = folder.path().join("dead");
     dead.sinks = vec![to_file(&alerts.join("alerts.ndjson"))];
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let service = Service::start(&dead, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let service = start(&dead, &runtime);
     // The folder of the alert file is rotated away, and a file stands in its place.
     std::fs::rename(&alerts, folder.path().join("rotated")).expect("moved");
     std::fs::write(&alerts, "").expect("written");
@@ -74,7 +78,7 @@ fn a_sink_that_was_dead_gets_its_alerts_at_the_next_start() {
     assert_eq!(metric(&service, "keyfuse_deliveries_total"), 0);
     service.stop().expect("a clean stop");
     let alive = config(folder.path(), &broker.address, &[&broker.topic]);
-    let service = Service::start(&alive, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let service = start(&alive, &runtime);
     wait_for("the deliveries", || metric(&service, "keyfuse_deliveries_total") == 2);
     service.stop().expect("a clean stop");
     let names: Vec<_> = delivered(alert_file(&alive)).values().map(|alert| alert["detection"].clone()).collect();
@@ -112,7 +116,7 @@ fn the_own_world_is_known_from_files_and_compacted_topics_and_learnt_while_it_ru
         sender.send(&allowed, Some(0), Some("2"), endless.as_bytes(), Some(START)).expect("sent");
         sender.flush(Duration::from_secs(10)).expect("taken");
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+        let service = start(&config, &runtime);
         let call = |id: &str, who: &str, minute: i64| {
             let at = Some(START + minute * 60_000_000);
             sender.send(&broker.topic, Some(0), None, inference(id, who, minute).as_bytes(), at).expect("sent");
@@ -199,7 +203,7 @@ fn a_changed_detection_runs_in_shadow_until_it_is_promoted() {
     };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     write_detection(&config.detections, "title:", "title:");
-    let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let service = start(&config, &runtime);
     destroy("first", 10);
     wait_for("an alert", || metric(&service, "keyfuse_deliveries_total") == 1);
     write_detection(&config.detections, "```sql\n", "```sql\n-- changed\n");
@@ -217,7 +221,7 @@ fn a_changed_detection_runs_in_shadow_until_it_is_promoted() {
     who.sort();
     assert!(who.len() == 2 && who[0].ends_with("/first") && who[1].ends_with("/third"), "{who:?}");
     // It stays promoted.
-    let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let service = start(&config, &runtime);
     destroy("fourth", 13);
     wait_for("one more", || metric(&service, "keyfuse_deliveries_total") == 1);
     service.stop().expect("a clean stop");
@@ -274,8 +278,8 @@ fn every_detection_sees_its_canary_and_nobody_else_does() {
         config.canaries = Some(Canaries { every: HOUR, within: 10 * MINUTE });
         let detections = read_folder(&config.detections).expect("detections").len();
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
-        wait_for("all canaries", || ["seen", "wrong", "missing", "off"].map(|outcome| canaries(&service, outcome)).iter().sum::<usize>() == detections);
+        let service = start(&config, &runtime);
+        wait_for("all canaries", || CANARY_OUTCOMES.map(|outcome| canaries(&service, outcome)).iter().sum::<usize>() == detections);
         // One of another deployment, or forged, is refused, and its row is nobody's.
         let forged = r#"{"keyfuse_canary":{"sent_at":1,"detection":"LLM-10","record":0,"records":1,"table":"cloudtrail","row":{}},"signature":"fp:0"}"#;
         let sender = sender(&broker.address);
@@ -317,7 +321,7 @@ fn a_canary_that_is_not_seen_is_an_alert_about_keyfuse() {
     }
     config.canaries = Some(Canaries { every: HOUR, within: 10 * MINUTE });
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let service = start(&config, &runtime);
     wait_for("an alert", || metric(&service, "keyfuse_deliveries_total") == 1);
     service.stop().expect("a clean stop");
     let alerts = delivered(alert_file(&config));
@@ -326,10 +330,72 @@ fn a_canary_that_is_not_seen_is_an_alert_about_keyfuse() {
 
     // Nothing comes back within a microsecond.
     config.canaries = Some(Canaries { every: HOUR, within: 1 });
-    let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let service = start(&config, &runtime);
     wait_for("missing canaries", || canaries(&service, "missing") == 2);
     wait_for("an alert", || metric(&service, "keyfuse_deliveries_total") >= 1);
     service.stop().expect("a clean stop");
     let topic = serde_json::Value::from(format!("topic {}", broker.topic));
     assert!(delivered(alert_file(&config)).values().any(|alert| alert["alert_key"]["unproven"] == topic && alert["payload"]["outcome"] == "missing"));
+}
+
+/// What a terminal of this size shows.
+fn screen(top: &mut Top, width: u16, height: u16) -> String {
+    let mut terminal = ratatui::Terminal::new(ratatui::backend::TestBackend::new(width, height)).expect("a terminal");
+    terminal.draw(|frame| top.draw(frame, keyfuse::clock::now())).expect("drawn");
+    terminal.backend().to_string()
+}
+
+#[test]
+fn top_shows_rates_sight_and_alerts_and_says_when_nobody_answers() {
+    let broker = &brokers(1)[0];
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = config(folder.path(), &broker.address, &[&broker.topic]);
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let mut log = Following::of(&config.data.join("alerts.log"));
+    assert!(log.news().expect("no log yet").is_empty());
+    let service = start(&config, &runtime);
+    let mut top = Top::new("127.0.0.1:9187");
+    assert!(screen(&mut top, 100, 30).contains("not reached: not asked yet"));
+    let begun = Instant::now();
+    top.take(Ok((service.metrics.page(), "ok\n".into())), begun);
+    let sender = sender(&broker.address);
+    for value in ["{\"cut\":", DESTROYS] {
+        sender.send(&broker.topic, Some(0), None, value.as_bytes(), Some(START)).expect("sent");
+    }
+    sender.flush(Duration::from_secs(10)).expect("taken");
+    wait_for("deliveries", || metric(&service, "keyfuse_deliveries_total") == 2);
+    top.take(Ok((service.metrics.page(), "ok\n".into())), begun + Duration::from_secs(2));
+    top.take_alerts(log.news().expect("a log"));
+    let shown = screen(&mut top, 120, 30);
+    for part in [
+        "working",
+        "0.5/s",
+        "1 rows",
+        "1 records refused (truncated)",
+        "Alerts: 2",
+        "critical",
+        "LLM-10",
+        "alerts.ndjson took 2",
+        "74 blind:",
+        "identity user/x",
+    ] {
+        assert!(shown.contains(part), "{part} in\n{shown}");
+    }
+    assert!(top.key(KeyCode::Down) && top.key(KeyCode::Enter));
+    let opened = screen(&mut top, 120, 30);
+    assert!(opened.contains("keyfuse investigate") && opened.contains("since"), "{opened}");
+    // However small the terminal is.
+    for (width, height) in [(1, 1), (20, 5), (40, 12)] {
+        screen(&mut top, width, height);
+    }
+    assert!(top.key(KeyCode::Esc) && !top.key(KeyCode::Esc));
+    service.stop().expect("a clean stop");
+    top.take(Err("nobody answers there".into()), begun + Duration::from_secs(4));
+    let shown = screen(&mut top, 120, 30);
+    assert!(shown.contains("not reached: nobody answers there") && !shown.contains("working") && shown.contains("Alerts: 2"), "{shown}");
+
+    // The next start writes the log anew; it is followed from its beginning.
+    let service = start(&config, &runtime);
+    assert_eq!(log.news().expect("a log").len(), 2);
+    service.stop().expect("a clean stop");
 }

@@ -119,6 +119,11 @@ pub fn brokers(partitions: i32) -> Vec<TestBroker> {
     brokers
 }
 
+/// A running service.
+pub fn start(config: &Config, runtime: &tokio::runtime::Runtime) -> Service {
+    Service::start(config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]))
+}
+
 /// The value of a metric, summed over its labels.
 pub fn metric(service: &Service, name: &str) -> u64 {
     let page = service.metrics.page();

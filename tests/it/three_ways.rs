@@ -12,14 +12,13 @@ use keyfuse::detect::Engine;
 use keyfuse::detect::analyse::Class;
 use keyfuse::dimension::Dimensions;
 use keyfuse::generate::llmjacking;
-use keyfuse::pipeline::Service;
 use keyfuse::replay::replay;
 use keyfuse::secret::Fingerprinter;
 use keyfuse::source::files;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::support::{START, TestBroker, brokers, config, contents, delivered, of_book, plain_settings, rows_of, sender, shipped, wait_for};
+use crate::support::{START, TestBroker, brokers, config, contents, delivered, of_book, plain_settings, rows_of, sender, shipped, start, wait_for};
 
 /// One record and when it happened.
 struct Record {
@@ -82,7 +81,7 @@ fn three_ways(records: &[Record], broker: &TestBroker) -> Vec<String> {
 
     let config = config(folder.path(), &broker.address, &[&broker.topic]);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let service = Service::start(&config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let service = start(&config, &runtime);
     let sender = sender(&broker.address);
     let mut at = 0;
     while at < sent.len() {

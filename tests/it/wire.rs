@@ -8,14 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyfuse::dimension::Dimensions;
-use keyfuse::pipeline::Service;
 use keyfuse::query::wire::{Listening, Settings, listen};
 use keyfuse::query::{Doors, Limits};
 use keyfuse::secret::Fingerprinter;
 use keyfuse::table::Memory;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
-use crate::support::{START, brokers, config, rows_of, sender, wait_for};
+use crate::support::{START, brokers, config, rows_of, sender, start, wait_for};
 
 fn settings(password: Option<&Path>, tls: Option<(&Path, &Path)>) -> Settings {
     Settings {
@@ -140,9 +139,6 @@ fn a_row_is_seen_before_it_is_archived_and_once_after() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut config = config(folder.path(), &broker.address, &[&broker.topic]);
     config.commit_every = Duration::from_secs(3_600);
-    let start = |config: &keyfuse::config::Config, runtime: &tokio::runtime::Runtime| {
-        Service::start(config, runtime.handle().clone(), None).unwrap_or_else(|errors| panic!("{}", errors[0]))
-    };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let questions = keyfuse::query::runtime().expect("a runtime");
     let record = r#"{"eventVersion":"1.11","eventTime":"2026-05-01T10:00:00Z","eventSource":"bedrock.amazonaws.com","eventName":"DeleteGuardrail","eventID":"d1","userIdentity":{"type":"IAMUser","arn":"arn:aws:iam::111122223333:user/x","accessKeyId":"AKIAIOSFODNN7EXAMPLE"},"additionalEventData":{"callWithBearerToken":true}}"#;
