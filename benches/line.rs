@@ -39,7 +39,7 @@ fn main() {
         return broker(&args[1..]);
     }
     let wanted = |name: &str| args.is_empty() || args.iter().any(|arg| name.contains(arg.as_str()));
-    let benches: [(&str, fn()); 9] = [
+    let benches: [(&str, fn()); 10] = [
         ("decode", decode),
         ("formats", formats),
         ("ingest", ingest),
@@ -48,6 +48,7 @@ fn main() {
         ("whole line", whole_line),
         ("residue", residue),
         ("flood", flood),
+        ("lookups", lookups),
         ("latency", latency),
     ];
     for (name, bench) in benches {
@@ -673,6 +674,111 @@ fn flood() {
             engine.residue_bytes() >> 20,
             engine.pending()
         );
+    }
+}
+
+/// Ninety days of calls in an archive, an hour's in each file, and five questions of it: ours and DuckDB's time, and what was read.
+fn lookups() {
+    use keyfuse::query::{Door, Limits, Rows};
+    use keyfuse::table::{Place, Rows as Columns, cloudtrail as c};
+    const DAYS: usize = 90;
+    const A_DAY: usize = 48_000;
+    const KEYS: usize = 20_000;
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = folder.path().to_string_lossy().into_owned();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let archive = runtime.block_on(Archive::open(&place, &HashMap::new())).expect("an archive");
+    let kafka = Place { topic: Arc::from("t"), partition: 0, offset: 0, record: 0 };
+    for day in 0..DAYS {
+        let mut rows = Columns::new(&c::TABLE);
+        for number in day * A_DAY..(day + 1) * A_DAY {
+            let at = START + number as i64 * (86_400_000_000 / A_DAY as i64);
+            // Most keys work every day, one in ten on few of them: those are the ones that people look for.
+            let key = number.wrapping_mul(7_919) % KEYS;
+            let key = if key.is_multiple_of(10) { key + day / 9 * KEYS } else { key };
+            rows.stamp(&kafka, Some(at), Some(at), &blake3::hash(&number.to_le_bytes()).to_hex()[..32], &mut String::new());
+            rows.text(c::EVENT_SOURCE, Some("bedrock.amazonaws.com"));
+            rows.text(c::EVENT_NAME, Some(["InvokeModel", "Converse", "ListFoundationModels"][number % 3]));
+            rows.text(c::OUTCOME, Some(if number.is_multiple_of(50) { "denied" } else { "success" }));
+            rows.text(c::ACCESS_KEY_ID, Some(&format!("AKIA{key:016}")));
+            rows.text(c::IDENTITY, Some(&format!("arn:aws:iam::111122223333:user/u{}", key % 2_000)));
+            rows.text(c::SOURCE_IP, Some(&format!("198.51.{}.{}", key % 100, number % 250)));
+            rows.text(c::SOURCE_NETWORK, Some(&format!("198.51.{}.0/24", key % 100)));
+            rows.text(c::AWS_REGION, Some("us-east-1"));
+            rows.text(c::MODEL_ID, Some(["m1", "m2", "m3", "m4"][number % 4]));
+            rows.end_row();
+        }
+        runtime.block_on(archive.append(&c::TABLE, &rows.finish())).expect("archived");
+    }
+    let (rare, event) = (format!("AKIA{:016}", 4_010 + 5 * KEYS), blake3::hash(&1_234_567usize.to_le_bytes()).to_hex()[..32].to_owned());
+    let questions = [
+        ("what a rare key did", format!("SELECT event_name, source_ip, count(*), min(event_time), max(event_time) FROM cloudtrail WHERE access_key_id = '{rare}' GROUP BY 1, 2")),
+        ("what a busy key did", "SELECT event_name, count(*), min(event_time), max(event_time) FROM cloudtrail WHERE access_key_id = 'AKIA0000000000004011' GROUP BY 1".to_owned()),
+        ("one event", format!("SELECT event_time, event_name, access_key_id FROM cloudtrail WHERE event_id = '{event}'")),
+        ("one key, one day", "SELECT event_time, event_name, source_ip FROM cloudtrail WHERE access_key_id = 'AKIA0000000000004011' AND event_time >= TIMESTAMPTZ '2026-06-20 00:00:00Z' AND event_time < TIMESTAMPTZ '2026-06-21 00:00:00Z'".to_owned()),
+        ("refused calls by identity, all days", "SELECT identity, count(*) AS n FROM cloudtrail WHERE outcome = 'denied' GROUP BY 1 ORDER BY n DESC LIMIT 10".to_owned()),
+    ];
+    let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    println!(
+        "{} rows of {DAYS} days in {} files; {KEYS} keys a day; {threads} threads; median of five, files in the system's cache.\n",
+        DAYS * A_DAY,
+        DAYS * 24
+    );
+    let (known, fingerprinter) = (Dimensions::default(), Fingerprinter::public());
+    let door = runtime.block_on(Door::open(Rows::Archive(&archive), &known, &fingerprinter, Limits::default())).expect("a door");
+    let ask = |sql: &str| runtime.block_on(door.ask(sql)).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    let ours: Vec<(f64, usize)> = questions
+        .iter()
+        .map(|(_, sql)| {
+            ask(sql);
+            let mut times: Vec<f64> = (0..5)
+                .map(|_| {
+                    let begun = Instant::now();
+                    ask(sql);
+                    begun.elapsed().as_secs_f64()
+                })
+                .collect();
+            times.sort_by(f64::total_cmp);
+            (times[2], ask(sql).rows())
+        })
+        .collect();
+    let theirs: Vec<Option<(f64, usize)>> = match std::env::var("KEYFUSE_PYTHON") {
+        Ok(python) => {
+            let mut asking = Command::new(python)
+                .args(["benches/lookups.py", &format!("{place}/cloudtrail"), &threads.to_string()])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("KEYFUSE_PYTHON runs");
+            let lines: String = questions.iter().map(|(_, sql)| format!("{sql}\n")).collect();
+            asking.stdin.take().expect("piped").write_all(lines.as_bytes()).expect("asked");
+            let answer = asking.wait_with_output().expect("answered").stdout;
+            let numbers = |line: &str| line.split_once(' ').and_then(|(seconds, rows)| Some((seconds.parse().ok()?, rows.parse().ok()?)));
+            String::from_utf8_lossy(&answer).lines().map(numbers).collect()
+        }
+        Err(_) => {
+            println!("(DuckDB was not asked: KEYFUSE_PYTHON names no Python that has it, see tests/strangers.sh)\n");
+            vec![None; questions.len()]
+        }
+    };
+    println!("| question | answer, rows | row groups read | rows of them read | keyfuse ms | DuckDB ms | keyfuse ÷ DuckDB |\n|---|---|---|---|---|---|---|");
+    for ((name, sql), ((seconds, rows), theirs)) in questions.iter().zip(ours.iter().zip(theirs)) {
+        let plan = ask(&format!("EXPLAIN ANALYZE {sql}"));
+        let plan = arrow::util::pretty::pretty_format_batches(&plan.batches).expect("a plan").to_string();
+        // Metrics stand as `name=value`, summed over threads.
+        let metric = |name: &str| plan.split_once(&format!("{name}=")).map_or("?", |(_, rest)| rest.split([',', ']']).next().unwrap_or("?")).trim().to_owned();
+        let theirs_ms = theirs.map_or_else(|| "-".into(), |(seconds, _)| format!("{:.1}", seconds * 1e3));
+        let ratio = theirs.map_or_else(|| "-".into(), |(other, _)| format!("{:.2}", seconds / other));
+        assert!(theirs.is_none_or(|(_, other)| other == *rows), "{name}: {rows} rows, and {theirs:?}");
+        println!(
+            "| {name} | {rows} | {} | {} | {:.1} | {theirs_ms} | {ratio} |",
+            metric("row_groups_pruned_bloom_filter"),
+            metric("output_rows"),
+            seconds * 1e3
+        );
+        if std::env::var("KEYFUSE_EXPLAIN").is_ok() {
+            println!("{plan}");
+        }
     }
 }
 

@@ -171,8 +171,7 @@ impl Service {
         }
         let log = Arc::new(Mutex::new(log));
         let kafka = client_config(&config.kafka).map_err(one)?;
-        let known = |name: &str| name == "*" || detections.iter().any(|detection| detection.name == name);
-        for name in config.levels.keys().chain(config.silences.iter().map(|silence| &silence.detection)).filter(|name| !known(name)) {
+        for name in config.unknown_detections(&detections) {
             tracing::error!(name, "[levels] or [[silences]] name a detection that is not loaded: it has no effect");
         }
         let names = names_of(&detections);

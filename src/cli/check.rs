@@ -11,6 +11,7 @@ use keyfuse::detect::analyse::Class;
 use keyfuse::detect::{Detection, Engine, read_folder};
 use keyfuse::dimension::Dimensions;
 use keyfuse::error::{At, Error};
+use keyfuse::sink::Kind;
 use keyfuse::source::kafka::client_config;
 use rdkafka::consumer::BaseConsumer;
 
@@ -93,8 +94,21 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
                 Location::parse(&config.archive, &config.archive_options).map_err(one)?;
             }
             dimensions = Dimensions::read(&config.known)?;
+            // What can be opened without a broker: templates, files of secrets, the door's key and certificate.
+            let kafka = client_config(&config.kafka).map_err(one)?;
+            for sink in config.sinks.iter().filter(|sink| !matches!(sink.kind, Kind::Ndjson { .. } | Kind::Kafka { .. })) {
+                sink.open(&kafka).map_err(|error| one(Error::user(format!("{}: sink {}", path.display(), sink.name)).because(error)))?;
+            }
+            if let Some((door, _)) = &config.sql {
+                door.opens().map_err(one)?;
+            }
+            let detections = read_folder(&config.detections)?;
+            let unknown: Vec<&str> = config.unknown_detections(&detections).collect();
+            if !unknown.is_empty() {
+                return Err(one(Error::user(format!("{}: [levels] or [[silences]] name {}: no such detection", path.display(), unknown.join(", ")))));
+            }
             println!("{}: good; reads {} topics, archives to {}", path.display(), config.topics.len(), config.archive);
-            read_folder(&config.detections)?
+            detections
         }
         None => args.rules.detections()?,
     };

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::alert::AllowEntry;
 use crate::clock::{Micros, SECOND, parse_length, parse_time};
 use crate::decode::{FORMATS, Format, format_by_name, read_mappings};
-use crate::detect::Level;
+use crate::detect::{Detection, Level};
 use crate::dimension::{Dimensions, Files};
 use crate::error::{At, Error, Result};
 use crate::network::Networks;
@@ -201,6 +201,12 @@ struct LimitsSection {
 }
 
 impl Config {
+    /// Names of detections that levels and silences are about, and that are not among these: such an entry has no effect.
+    pub fn unknown_detections<'a>(&'a self, detections: &'a [Detection]) -> impl Iterator<Item = &'a str> {
+        let named = self.levels.keys().chain(self.silences.iter().map(|silence| &silence.detection));
+        named.map(String::as_str).filter(|name| *name != "*" && !detections.iter().any(|detection| detection.name == *name))
+    }
+
     /// Reads and proves a config file; relative paths in it start at its own folder.
     ///
     /// # Errors
@@ -317,6 +323,13 @@ impl Config {
             messages.into_iter().for_each(|message| problem("[sinks]", message));
             Vec::new()
         });
+        for sink in &sinks {
+            if let sink::Kind::Kafka { topic, .. } = &sink.kind
+                && (topic.is_empty() || topics.iter().any(|read| read.name == *topic) || dimension_topics.values().any(|read| read == topic))
+            {
+                problem("[sinks] kafka", format!("topic `{topic}`: name one for alerts alone, that keyfuse does not read"));
+            }
+        }
         let mut silences = Vec::new();
         for silence in file.silences {
             let from = silence.from.as_deref().map_or(Some(Micros::MIN), parse_time);

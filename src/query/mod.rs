@@ -121,7 +121,9 @@ impl Door {
     pub async fn open_at(rows: Rows<'_>, moment: Option<Moment>, dimensions: &Dimensions, fingerprinter: &Fingerprinter, limits: Limits) -> Result<Self> {
         let pool = TrackConsumersPool::new(FairSpillPool::new(limits.memory), std::num::NonZeroUsize::MIN.saturating_add(4));
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).build_arc()?;
-        let config = SessionConfig::new().with_information_schema(true).with_target_partitions(std::thread::available_parallelism().map_or(2, |n| n.get()));
+        let mut config = SessionConfig::new().with_information_schema(true).with_target_partitions(std::thread::available_parallelism().map_or(2, |n| n.get()));
+        // `TIMESTAMPTZ '…'` is a moment, as the columns' times are.
+        config.options_mut().execution.time_zone = Some("UTC".into());
         let ctx = SessionContext::new_with_config_rt(config, runtime);
         let mut tables: Vec<(&'static str, Arc<dyn TableProvider>)> = Vec::new();
         for table in TABLES {

@@ -328,3 +328,29 @@ fn a_page_about_a_key_says_what_is_to_be_known_and_needs_no_network() {
     let unknown = keyfuse(&["investigate", "<b>nobody</b>", "--from", story]);
     assert!(unknown.status.code() == Some(2) && stderr(&unknown).contains("no row names"), "{}", stderr(&unknown));
 }
+
+#[test]
+fn check_opens_what_the_config_names_and_says_what_has_no_effect() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (config, detections) = (folder.path().join("keyfuse.toml"), std::fs::canonicalize("detections").expect("detections"));
+    let head = format!("detections = '{}'\n[kafka]\n\"bootstrap.servers\" = \"127.0.0.1:1\"\n[[topics]]\nname = \"logs\"\n", detections.display());
+    let check = |rest: &str| {
+        std::fs::write(&config, format!("{head}{rest}")).expect("written");
+        let output = keyfuse(&["check", "--config", &config.to_string_lossy()]);
+        (output.status.code(), stderr(&output))
+    };
+    assert_eq!(check(""), (Some(0), String::new()));
+    for (rest, word) in [
+        ("[levels]\nEXP-99 = \"low\"\n", "EXP-99: no such detection"),
+        (
+            "[[silences]]\ndetection = \"EXP-O1\"\ncolumn = \"identity\"\nvalue = \"x\"\nowner = \"me\"\nreason = \"y\"\nuntil = \"2030-01-01\"\n",
+            "EXP-O1: no such detection",
+        ),
+        ("[[sinks.webhook]]\nurl = \"http://127.0.0.1:1/x\"\ntemplate = \"nowhere.json\"\n", "nowhere.json"),
+        ("[[sinks.kafka]]\ntopic = \"logs\"\n", "name one for alerts alone"),
+        ("[sql]\npassword_file = \"nowhere.txt\"\n", "nowhere.txt"),
+    ] {
+        let (code, said) = check(rest);
+        assert!(code == Some(2) && said.contains(word), "{rest}: {code:?} {said}");
+    }
+}

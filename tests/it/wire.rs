@@ -172,6 +172,27 @@ fn a_row_is_seen_before_it_is_archived_and_once_after() {
 }
 
 #[test]
+fn pythons_drivers_read_what_is_there() {
+    let Some(python) = std::env::var_os("KEYFUSE_PYTHON") else {
+        println!("KEYFUSE_PYTHON is not set: psycopg and ADBC were not tried");
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let password = folder.path().join("password");
+    std::fs::write(&password, "secret").expect("written");
+    let runtime = keyfuse::query::runtime().expect("a runtime");
+    let door = empty(&runtime, &settings(Some(&password), None), Limits::default());
+    let said = Command::new(python).args(["tests/drivers.py", &door.address.port().to_string(), "secret"]).output().expect("Python runs");
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    let said = String::from_utf8_lossy(&said.stdout);
+    for wanted in ["psycopg [('cloudtrail',)]", "psycopg refused 25006", "adbc [('agent_spans',)]", "adbc schema ['event_time', 'append_time']"] {
+        assert!(said.contains(wanted), "{wanted} in {said}");
+    }
+    drop(door);
+    runtime.shutdown_background();
+}
+
+#[test]
 fn psql_finds_its_way() {
     if Command::new("psql").arg("--version").output().is_err() {
         println!("no psql here: not tried");
@@ -198,6 +219,13 @@ fn psql_finds_its_way() {
         ("\\dv", "exposed_credentials"),
         ("\\d alerts", "alert_id"),
         ("\\d cloudtrail", "timestamp with time zone"),
+        ("\\dt+", "One AWS API call of any plane"),
+        ("\\dv+", "Exposed credentials and every descendant"),
+        ("\\d+ cloudtrail", "Caller's address as logged"),
+        ("\\dn+", "public"),
+        ("\\du", "List of roles"),
+        ("COPY (SELECT 'a,b' AS t, NULL AS n) TO STDOUT CSV HEADER", "t,n\n\"a,b\",\n"),
+        ("COPY (SELECT 1) TO '/tmp/x'", "this door only reads"),
         ("\\df", "credential_timeline"),
         ("\\df cred*", "credential_class"),
         ("\\dn", "public"),

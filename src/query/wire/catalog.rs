@@ -1,10 +1,10 @@
 //! `pg_catalog`: what psql, Grafana and drivers ask about tables before they ask anything else.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use arrow::array::{AsArray, StringArray};
-use arrow::datatypes::{DataType, SchemaRef};
+use arrow::array::{Array as _, ArrayRef, AsArray, StringArray};
+use arrow::datatypes::{DataType, Int64Type, SchemaRef};
 use async_trait::async_trait;
 use datafusion::common::{Result, ScalarValue};
 use datafusion::error::DataFusionError;
@@ -17,6 +17,7 @@ use datafusion_pg_catalog::pg_catalog::{PgCatalogSchemaProvider, PgCatalogStatic
 use datafusion_pg_catalog::setup_pg_catalog;
 
 use crate::error::Error;
+use crate::table::{DIMENSIONS, TABLES, VIEWS};
 
 /// Only what is keyfuse's own: `public`, and the name of `pg_catalog`.
 #[derive(Clone, Debug)]
@@ -52,6 +53,7 @@ impl CatalogInfo for Listed {
 /// The same for all sessions: object ids are counted by the provider, and clients remember them.
 pub struct PgCatalog {
     schema: Arc<PgCatalogSchemaProvider<Listed, EmptyContextProvider>>,
+    meanings: Arc<Meanings>,
 }
 
 impl PgCatalog {
@@ -71,7 +73,9 @@ impl PgCatalog {
         let bug = |error: DataFusionError| Error::bug("pg_catalog").because(error);
         let tables = Arc::new(PgCatalogStaticTables::try_new().map_err(|error| bug(*Box::new(error)))?);
         let schema = PgCatalogSchemaProvider::try_new(Listed(Arc::new(listed)), tables, EmptyContextProvider).map_err(bug)?;
-        Ok(Self { schema: Arc::new(schema) })
+        let schema = Arc::new(schema);
+        let meanings = Arc::new(Meanings(meanings(&schema).await.map_err(bug)?));
+        Ok(Self { schema, meanings })
     }
 
     /// Adds the catalog to a context that answers questions.
@@ -90,8 +94,6 @@ impl PgCatalog {
             ("pg_get_function_arguments", text(None)),
             ("pg_get_viewdef", text(None)),
             ("pg_get_indexdef", text(None)),
-            ("obj_description", text(None)),
-            ("col_description", text(None)),
             ("shobj_description", text(None)),
             ("pg_size_pretty", text(None)),
             ("set_config", text(None)),
@@ -99,6 +101,9 @@ impl PgCatalog {
             ("pg_type_is_visible", yes()),
         ] {
             ctx.register_udf(ScalarUDF::from(Says { name, value, signature: any_arguments() }));
+        }
+        for name in ["obj_description", "col_description"] {
+            ctx.register_udf(ScalarUDF::from(Means { name, meanings: Arc::clone(&self.meanings), signature: any_arguments() }));
         }
         ctx.register_udf(create_udf("current_setting", vec![DataType::Utf8], DataType::Utf8, Volatility::Stable, Arc::new(current_setting)));
         ctx.register_udf(create_udf(
@@ -109,6 +114,69 @@ impl PgCatalog {
             Arc::new(|_: &[ColumnarValue]| Ok(ColumnarValue::Scalar(ScalarValue::Boolean(Some(false))))),
         ));
         Ok(())
+    }
+}
+
+/// What tables (column zero) and their columns mean, by object id and number of the column.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Meanings(BTreeMap<(i64, i64), &'static str>);
+
+async fn meanings(schema: &Arc<PgCatalogSchemaProvider<Listed, EmptyContextProvider>>) -> Result<BTreeMap<(i64, i64), &'static str>> {
+    let ctx = SessionContext::new();
+    let catalog = ctx.catalog(CATALOG).ok_or_else(|| DataFusionError::Internal("no catalog".into()))?;
+    catalog.register_schema("pg_catalog", Arc::clone(schema) as _)?;
+    let listed = ctx.sql("SELECT CAST(oid AS BIGINT) AS oid, CAST(relname AS VARCHAR) AS name FROM pg_catalog.pg_class").await?.collect().await?;
+    let mut meanings = BTreeMap::new();
+    for batch in &listed {
+        let (ids, names) = (batch.column(0).as_primitive::<Int64Type>(), arrow::compute::cast(batch.column(1), &DataType::Utf8)?);
+        for (id, name) in ids.iter().zip(names.as_string::<i32>()) {
+            let (Some(id), Some(name)) = (id, name) else { continue };
+            if let Some(table) = TABLES.iter().chain(DIMENSIONS).find(|table| table.name == name) {
+                let columns = table.columns.iter().zip(1..).map(|(column, number)| ((id, number), column.doc));
+                meanings.extend(columns.chain([((id, 0), table.doc)]));
+            }
+            meanings.extend(VIEWS.iter().filter(|(view, ..)| *view == name).map(|(.., doc)| ((id, 0), *doc)));
+        }
+    }
+    Ok(meanings)
+}
+
+/// `obj_description(oid, 'pg_class')` and `col_description(oid, number)`.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Means {
+    name: &'static str,
+    meanings: Arc<Meanings>,
+    signature: Signature,
+}
+
+impl ScalarUDFImpl for Means {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn signature(&self) -> &Signature {
+        &self.signature
+    }
+
+    fn return_type(&self, _: &[DataType]) -> Result<DataType> {
+        Ok(DataType::Utf8)
+    }
+
+    fn invoke_with_args(&self, asked: ScalarFunctionArgs) -> Result<ColumnarValue> {
+        let arguments = ColumnarValue::values_to_arrays(&asked.args)?;
+        let numbers = |index: usize| match arguments.get(index) {
+            Some(column) if self.name == "col_description" || index == 0 => arrow::compute::cast(column, &DataType::Int64).map(Some),
+            _ => Ok(None),
+        };
+        let (objects, columns) = (numbers(0)?, numbers(1)?);
+        let number = |column: &Option<ArrayRef>, row: usize| {
+            column.as_ref().filter(|column| column.is_valid(row)).map(|column| column.as_primitive::<Int64Type>().value(row))
+        };
+        let meaning = |row: usize| {
+            let column = if self.name == "col_description" { number(&columns, row)? } else { 0 };
+            self.meanings.0.get(&(number(&objects, row)?, column)).copied()
+        };
+        Ok(ColumnarValue::Array(Arc::new((0..asked.number_rows.min(arguments.first().map_or(0, |column| column.len()))).map(meaning).collect::<StringArray>())))
     }
 }
 

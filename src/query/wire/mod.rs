@@ -4,6 +4,7 @@
 //! our own carries the connections: pgwire's goes on reading after a failed login, and answers what it then reads.
 
 mod catalog;
+mod copy;
 mod rows;
 mod session;
 
@@ -60,6 +61,29 @@ impl Settings {
         }
         Ok(self)
     }
+
+    /// Whether the files that these settings name can be used.
+    ///
+    /// # Errors
+    /// One of them cannot be read, or is not what it should be.
+    pub fn opens(&self) -> Result<()> {
+        self.opened().map(|_| ())
+    }
+
+    fn opened(&self) -> Result<(Option<Arc<OneUser>>, Option<TlsAcceptor>)> {
+        let login = match &self.password {
+            Some(path) => {
+                let password = std::fs::read_to_string(path).user_at(|| format!("[sql] password_file {}", path.display()))?;
+                let password = password.trim_end_matches(['\r', '\n']);
+                if password.is_empty() {
+                    return Err(Error::user(format!("[sql] password_file {}: is empty", path.display())));
+                }
+                Some(Arc::new(OneUser::new(&self.user, password)))
+            }
+            None => None,
+        };
+        Ok((login, self.tls.as_ref().map(|(certificate, key)| acceptor(certificate, key)).transpose()?))
+    }
 }
 
 /// Time from connecting to having logged in.
@@ -86,18 +110,7 @@ impl Drop for Listening {
 pub async fn listen(settings: &Settings, doors: Arc<Doors>, fingerprinter: &Fingerprinter) -> Result<Listening> {
     let listener = TcpListener::bind(settings.listen).await.user_at(|| format!("[sql] listen {}", settings.listen))?;
     let address = listener.local_addr().at(|| "the SQL address".into())?;
-    let login = match &settings.password {
-        Some(path) => {
-            let password = std::fs::read_to_string(path).user_at(|| format!("[sql] password_file {}", path.display()))?;
-            let password = password.trim_end_matches(['\r', '\n']);
-            if password.is_empty() {
-                return Err(Error::user(format!("[sql] password_file {}: is empty", path.display())));
-            }
-            Some(Arc::new(OneUser::new(&settings.user, password)))
-        }
-        None => None,
-    };
-    let tls = settings.tls.as_ref().map(|(certificate, key)| acceptor(certificate, key)).transpose()?;
+    let (login, tls) = settings.opened()?;
     let catalog = PgCatalog::of(&doors.open().await?.ctx).await?;
     let manager = Arc::new(ConnectionManager::new());
     let shared = Arc::new(Shared {

@@ -9,8 +9,9 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 use arrow_pg::datatypes::{arrow_schema_to_pg_fields, encode_recordbatch};
 use futures::stream;
 use pgwire::api::portal::Format;
-use pgwire::api::results::QueryResponse;
+use pgwire::api::results::{FieldInfo, QueryResponse};
 use pgwire::error::{PgWireError, PgWireResult};
+use pgwire::messages::data::DataRow;
 
 use super::failure;
 use crate::query::Answer;
@@ -83,11 +84,14 @@ fn sent(column: &ArrayRef) -> Result<ArrayRef, arrow::error::ArrowError> {
     Ok(Arc::new(texts.finish()))
 }
 
-/// An answer as the wire sends it.
+/// Columns and rows.
+type Encoded = (Arc<Vec<FieldInfo>>, Vec<PgWireResult<DataRow>>);
+
+/// Columns and rows of an answer as the wire sends them.
 ///
 /// # Errors
 /// The client asks for more or fewer formats than there are columns.
-pub fn response(answer: &Answer, format: &Format) -> PgWireResult<QueryResponse> {
+pub fn rows(answer: &Answer, format: &Format) -> PgWireResult<Encoded> {
     let schema = sent_schema(&answer.schema);
     if let Format::Individual(formats) = format
         && formats.len() != schema.fields().len()
@@ -105,5 +109,14 @@ pub fn response(answer: &Answer, format: &Format) -> PgWireResult<QueryResponse>
         let batch = RecordBatch::try_new_with_options(Arc::clone(&schema), columns, &options).map_err(wrong)?;
         rows.extend(encode_recordbatch(Arc::clone(&fields), batch));
     }
+    Ok((fields, rows))
+}
+
+/// An answer as the answer to a query.
+///
+/// # Errors
+/// As of [`rows`].
+pub fn response(answer: &Answer, format: &Format) -> PgWireResult<QueryResponse> {
+    let (fields, rows) = rows(answer, format)?;
     Ok(QueryResponse::new(fields, stream::iter(rows)))
 }

@@ -33,6 +33,7 @@ use pgwire::messages::extendedquery::Execute;
 use pgwire::messages::startup::ParameterStatus;
 
 use super::catalog::{PgCatalog, setting};
+use super::copy::Copy;
 use super::failure;
 use super::rows::{response, sent_schema};
 use crate::limits::SQL_STATEMENTS;
@@ -57,8 +58,16 @@ pub struct Question {
 pub enum Statement {
     /// A question; planned anew each time that it is executed, over the rows as they are then.
     Question(Arc<Planned>),
+    /// A question whose answer goes out as a copy.
+    Copy(Arc<Copy>),
     /// What clients say about the session itself.
     Settle(Arc<Ast>),
+}
+
+/// What a text is that is no question.
+enum Other {
+    Settle(Box<Ast>),
+    Copy(Copy),
 }
 
 #[derive(Debug)]
@@ -96,15 +105,17 @@ impl Session {
         outcome.inspect_err(|error| Audit::begin(client, sql, &self.question.fingerprinter).refused(error))
     }
 
-    /// Judges a statement by its text: what it says about the session; none where it is a question.
-    fn settling(sql: &str) -> PgWireResult<Option<Ast>> {
+    /// Judges a statement by its text; none where it is a question.
+    fn judged(sql: &str) -> PgWireResult<Option<Other>> {
         guard::bounds(sql).map_err(|error| failure("ERROR", "54001", &error.to_string()))?;
         guard::functions(sql, asks_catalog(sql)).map_err(|error| failure("ERROR", "42601", &error.to_string()))?;
         let first = guard::first_word(sql);
         if !guard::reads(&first) || (first == "SHOW" && !sql.to_ascii_uppercase().contains("TABLES") && !sql.to_ascii_uppercase().contains("COLUMNS")) {
             let mut statements = Parser::parse_sql(&PostgreSqlDialect {}, sql).map_err(|error| failure("ERROR", "42601", &error.to_string()))?;
-            return match statements.pop() {
-                Some(ast) if statements.is_empty() && is_settling(&ast) => Ok(Some(ast)),
+            let ast = statements.pop().filter(|_| statements.is_empty());
+            return match (ast.as_ref().and_then(Copy::of), ast) {
+                (Some(copy), _) => copy.map(|copy| Some(Other::Copy(copy))).map_err(|error| failure("ERROR", "0A000", &error)),
+                (None, Some(ast)) if is_settling(&ast) => Ok(Some(Other::Settle(Box::new(ast)))),
                 _ => Err(failure("ERROR", "25006", &format!("{first} is not answered here: this door only reads"))),
             };
         }
@@ -113,8 +124,10 @@ impl Session {
 
     /// Reads one statement, to be executed later.
     async fn prepare(&self, sql: &str) -> PgWireResult<Statement> {
-        if let Some(ast) = Self::settling(sql)? {
-            return Ok(Statement::Settle(Arc::new(ast)));
+        match Self::judged(sql)? {
+            Some(Other::Settle(ast)) => return Ok(Statement::Settle(Arc::new(*ast))),
+            Some(Other::Copy(copy)) => return Ok(Statement::Copy(Arc::new(copy))),
+            None => {}
         }
         let door = self.door(sql).await?;
         let plan = self.plan(&door, sql).await?;
@@ -142,11 +155,11 @@ impl Session {
         Ok(door)
     }
 
-    /// Plans a question that [`Session::settling`] has let through.
+    /// Plans a question that [`Session::judged`] has let through.
     async fn plan(&self, door: &Door, sql: &str) -> PgWireResult<LogicalPlan> {
         let planned = match asks_catalog(sql) {
             true => {
-                let sql = functions_listed(sql).unwrap_or_else(|| sql.to_owned());
+                let sql = functions_listed(sql).or_else(|| tables_listed(sql)).unwrap_or_else(|| understood(sql));
                 let mut statements = CATALOG_PARSER.parse(&sql).map_err(|error| failure("ERROR", "42601", &error.to_string()))?;
                 let Some(ast) = statements.pop() else { return Err(failure("ERROR", "42601", "nothing is not a question")) };
                 door.ctx.state().statement_to_plan(DfStatement::Statement(Box::new(ast))).await.and_then(reads_only)
@@ -203,6 +216,35 @@ async fn run(door: Door, plan: LogicalPlan, limits: Limits) -> PgWireResult<Answ
         Some(answer) => answer.map_err(|error| explained(&error)),
         None => Err(failure("ERROR", "57014", &format!("stopped after {} s: narrow the question", limits.time.as_secs_f32()))),
     }
+}
+
+/// Of what clients ask, parts that the planner or the catalog's tables do not know, and what they come to here.
+const UNKNOWN: [(&str, &str); 4] = [
+    // ADBC: which types can be sent. The tables hold names of functions, not numbers.
+    ("(typreceive != 0 OR typsend != 0)", "(typreceive <> '-' OR typsend <> '-')"),
+    // psql's `\d+ TABLE`, `\dn+` and `\du`: options, rights and groups, of which there are none.
+    ("pg_catalog.array_to_string(c.reloptions || array(select 'toast.' || x from pg_catalog.unnest(tc.reloptions) x), ', ')", "''"),
+    ("pg_catalog.array_to_string(n.nspacl, E'\\n')", "''"),
+    (
+        "ARRAY(SELECT b.rolname\n        FROM pg_catalog.pg_auth_members m\n        JOIN pg_catalog.pg_roles b ON (m.roleid = b.oid)\n        WHERE m.member = r.oid)",
+        "'{}'",
+    ),
+];
+
+fn understood(sql: &str) -> String {
+    UNKNOWN.iter().fold(sql.to_owned(), |sql, (unknown, known)| sql.replace(unknown, known))
+}
+
+/// psql's `\d+`, `\dt+` and `\dv+` ask for sizes, of which there are none, and for what each table is.
+fn tables_listed(sql: &str) -> Option<String> {
+    if !sql.contains("pg_catalog.pg_table_size(c.oid)") {
+        return None;
+    }
+    let kinds = sql.split_once("c.relkind IN (").and_then(|(_, rest)| rest.split_once(')')).map_or("", |(kinds, _)| kinds);
+    let (tables, views) = (kinds.contains("'r'"), kinds.contains("'v'"));
+    Some(format!(
+        "SELECT 'public' AS \"Schema\", table_name AS \"Name\", CASE kind WHEN 'view' THEN 'view' ELSE 'table' END AS \"Type\", meaning AS \"Description\" FROM help_tables WHERE (kind = 'view' AND {views}) OR (kind <> 'view' AND {tables}) ORDER BY 2"
+    ))
 }
 
 /// psql's `\df` leaves out what the catalog does not hold: keyfuse's functions are in a table of their own.
@@ -418,8 +460,9 @@ impl SimpleQueryHandler for Session {
         logged_in(client)?;
         let mut responses = Vec::new();
         for sql in statements(query)? {
-            responses.push(match self.audited(client, sql, Self::settling(sql))? {
-                Some(ast) => settle(client, &ast, &Format::UnifiedText).await?,
+            responses.push(match self.audited(client, sql, Self::judged(sql))? {
+                Some(Other::Settle(ast)) => settle(client, &ast, &Format::UnifiedText).await?,
+                Some(Other::Copy(copy)) => Response::CopyOut(copy.response(&self.answer(client, &copy.sql, None).await?)?),
                 None => Response::Query(response(&self.answer(client, sql, None).await?, &Format::UnifiedText)?),
             });
         }
@@ -449,7 +492,7 @@ impl QueryParser for Session {
     fn get_parameter_types(&self, statement: &Statement) -> PgWireResult<Vec<Type>> {
         Ok(match statement {
             Statement::Question(question) => question.parameters.iter().map(|(_, wire)| wire.clone()).collect(),
-            Statement::Settle(_) => Vec::new(),
+            Statement::Settle(_) | Statement::Copy(_) => Vec::new(),
         })
     }
 
@@ -460,6 +503,7 @@ impl QueryParser for Session {
                 let fits = |format: &&Format| !matches!(format, Format::Individual(formats) if formats.len() != schema.fields().len());
                 arrow_schema_to_pg_fields(schema, format.filter(fits).unwrap_or(&Format::UnifiedText), None)
             }
+            Statement::Copy(_) => Ok(Vec::new()),
             Statement::Settle(ast) => match &**ast {
                 Ast::ShowVariable { variable } => {
                     let name = variable.iter().map(|part| part.value.to_lowercase()).collect::<Vec<_>>().join(" ");
@@ -493,6 +537,7 @@ impl ExtendedQueryHandler for Session {
         logged_in(client)?;
         match &portal.statement.statement {
             Statement::Settle(ast) => settle(client, ast, &portal.result_column_format).await,
+            Statement::Copy(copy) => Ok(Response::CopyOut(copy.response(&self.answer(client, &copy.sql, None).await?)?)),
             Statement::Question(question) => {
                 let answer = self.answer(client, &question.sql, Some((question, portal))).await?;
                 Ok(Response::Query(response(&answer, &portal.result_column_format)?))
