@@ -86,16 +86,16 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
         Some(path) => {
             let config = Config::read(path)?;
             let one = |error: Error| vec![error];
-            // librdkafka judges its own settings; nothing is sent before a subscription.
-            client_config(&config.kafka)
-                .and_then(|settings| settings.create::<BaseConsumer>().user_at(|| format!("{}: [kafka]", path.display())))
-                .map_err(one)?;
+            // librdkafka judges its own settings; without servers there is nobody to connect to.
+            let kafka = client_config(&config.kafka).map_err(one)?;
+            let mut judged = kafka.clone();
+            judged.remove("bootstrap.servers");
+            judged.create::<BaseConsumer>().user_at(|| format!("{}: [kafka]", path.display())).map_err(one)?;
             if config.archive.contains("://") {
                 Location::parse(&config.archive, &config.archive_options).map_err(one)?;
             }
             dimensions = Dimensions::read(&config.known)?;
             // What can be opened without a broker: templates, files of secrets, the door's key and certificate.
-            let kafka = client_config(&config.kafka).map_err(one)?;
             for sink in config.sinks.iter().filter(|sink| !matches!(sink.kind, Kind::Ndjson { .. } | Kind::Kafka { .. })) {
                 sink.open(&kafka).map_err(|error| one(Error::user(format!("{}: sink {}", path.display(), sink.name)).because(error)))?;
             }

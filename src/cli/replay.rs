@@ -85,6 +85,10 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
         };
     }
     eprint!("{}", summary(&replayed));
+    let scheduled: Vec<&str> = detections.iter().filter(|detection| detection.schedule.is_some()).map(|detection| detection.name.as_str()).collect();
+    if !scheduled.is_empty() {
+        eprintln!("not asked  {}: they have a schedule, and are asked over an archive (`keyfuse backtest`)", scheduled.join(" "));
+    }
     if let Some((detection, problem)) = replayed.summary.problems.first() {
         return Err(vec![Error::bug(format!("{detection} failed on these rows, its answer is not complete: {problem}"))]);
     }
