@@ -1078,6 +1078,10 @@ impl Worker {
             let (state, note) = match (&report.suspended, report.tally.failed, report.missing.is_empty()) {
                 (Some(why), ..) => ("suspended", Some(why.clone())),
                 (None, true, _) => ("failing", None),
+                (None, false, _) if report.hot > 0 => (
+                    "behind",
+                    Some(format!("{} keys have too many rows to be looked at live, and are asked over the archive every quarter of an hour", report.hot)),
+                ),
                 (None, false, _) if report.behind > BEHIND => ("behind", Some(format!("{} s behind what has arrived", report.behind / clock::SECOND))),
                 (None, false, false) => ("blind", Some(format!("nothing arrives of {}", report.missing.join(", ")))),
                 (None, false, true) => ("seeing", None),

@@ -28,6 +28,7 @@ use super::residue::{ALL_TIMES, Key, KeyHasher, NULL_KEY, Store, texts_of};
 use crate::clock::{DAY, HOUR, MINUTE, Micros, SECOND};
 use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
+use crate::limits::HOT_KEY_ROWS;
 use crate::secret::Fingerprinter;
 use crate::table::{History, LookBack, STREAMS, Span, Table, by_name, canaries, cloudtrail as system};
 
@@ -35,7 +36,7 @@ use crate::table::{History, LookBack, STREAMS, Span, Table, by_name, canaries, c
 const PAIRS_PER_ROW: usize = 40;
 /// Keys whose results become final within this are looked at together.
 const GRAIN: Micros = SECOND;
-/// How often a detection that was switched off is asked over the archive instead.
+/// How often a detection that was switched off, or has hot keys, is asked over the archive instead.
 const INSTEAD_EVERY: Micros = 15 * MINUTE;
 /// How long rows of a probed scan stay in memory where an archive can give them again.
 const PROBED_STAY: Micros = 6 * HOUR;
@@ -79,6 +80,10 @@ struct Live {
     /// Class C3: after this long past its `alert_time`, no row on time can raise or change a result.
     settles_after: Micros,
     suspended: Option<String>,
+    /// Keys with so many rows that looking at one holds up everything: they are asked over the archive until they have fewer.
+    hot: HashSet<Key>,
+    /// The archive is asked until append time has come so far: what a key did last while it was hot is final only then.
+    hot_until: Micros,
     /// Latest append time of any row when a tick first left some of the dirty keys for the next.
     behind_since: Option<Micros>,
     /// Time spent in recent ticks: whoever took least has its turn first.
@@ -142,6 +147,8 @@ pub struct EngineReport {
     pub undecided: usize,
     /// For how long (append time) it has not got through all that there is to look at.
     pub behind: Micros,
+    /// Keys with too many rows to be looked at live; they are asked over the archive.
+    pub hot: usize,
     pub tally: Tally,
 }
 
@@ -351,6 +358,8 @@ impl Engine {
             floor: Micros::MIN,
             settles_after: settle,
             suspended: None,
+            hot: HashSet::new(),
+            hot_until: Micros::MIN,
             behind_since: None,
             spent: Duration::ZERO,
             bound: usize::MAX,
@@ -446,13 +455,17 @@ impl Engine {
         let started = Instant::now();
         let mut due: Vec<usize> = (0..self.live.len()).filter(|number| self.live[*number].is_due()).collect();
         due.sort_by_key(|number| self.live[*number].spent);
-        for number in due {
-            if started.elapsed() >= self.tick_time {
+        for (turn, number) in due.into_iter().enumerate() {
+            if turn > 0 && started.elapsed() >= self.tick_time {
                 break;
             }
             let begun = Instant::now();
-            self.evaluate(number, history)?;
-            self.live[number].note_time(begun.elapsed(), self.tick_rows, self.tick_time / 4);
+            let largest = self.evaluate(number, history)?;
+            let took = begun.elapsed();
+            self.live[number].note_time(took, self.tick_rows, self.tick_time / 4);
+            if let Some(family) = largest.filter(|_| took > self.tick_time.saturating_mul(2)) {
+                self.cool(number, family, took)?;
+            }
         }
         for live in &mut self.live {
             live.spent = live.spent * 15 / 16;
@@ -664,6 +677,7 @@ impl Engine {
                 }
             }
         }
+        self.rewarm();
         Ok(())
     }
 
@@ -679,7 +693,7 @@ impl Engine {
     pub fn unsure(&self) -> HashSet<&str> {
         self.live
             .iter()
-            .filter(|live| live.tally.failed || live.suspended.is_some() || !live.dirty.is_empty())
+            .filter(|live| live.tally.failed || live.suspended.is_some() || !live.hot.is_empty() || !live.dirty.is_empty())
             .map(|live| live.detection.name.as_str())
             .collect()
     }
@@ -739,11 +753,16 @@ impl Engine {
         Ok(())
     }
 
-    /// Looks at dirty keys, as many as the bounds of a tick let it, but at one at least.
-    fn evaluate(&mut self, number: usize, history: &dyn History) -> Result<()> {
+    /// Looks at dirty keys, as many as the bounds of a tick let it, but at one at least. Gives those of the family that most of the
+    /// work was about, if it has very many rows.
+    fn evaluate(&mut self, number: usize, history: &dyn History) -> Result<Option<HashSet<Key>>> {
         let dirty = std::mem::take(&mut self.live[number].dirty);
         let mut whole = std::mem::take(&mut self.live[number].whole);
         let mut families = self.families(number, &dirty);
+        let hot = &self.live[number].hot;
+        if !hot.is_empty() {
+            families.retain(|family| !family.iter().any(|key| hot.contains(key)));
+        }
         // A join looks at its new rows only, and which are new is known of all keys together: of them fewer are taken at a time.
         let waits = self.tick_rows < usize::MAX && self.live[number].analysis.class > Class::C1;
         let mut later = if waits { self.postpone(number, &mut families) } else { HashSet::new() };
@@ -798,7 +817,57 @@ impl Engine {
         }
         // Loading past rows marked their keys dirty; they have just been evaluated.
         (live.dirty, live.whole) = (later, later_whole);
+        // New rows of a join are bounded by themselves.
+        if self.live[number].analysis.class <= Class::C1 || self.tick_time == Duration::MAX {
+            return Ok(None);
+        }
+        let rows: Vec<usize> = families.iter().map(|family| self.rows_of(number, family)).collect();
+        let largest = (0..families.len()).max_by_key(|family| rows[*family]);
+        Ok(largest.filter(|family| rows[*family] >= HOT_KEY_ROWS && rows[*family] >= rows.iter().sum::<usize>() / 2).map(|family| families.swap_remove(family)))
+    }
+
+    fn rows_of(&self, number: usize, family: &HashSet<Key>) -> usize {
+        self.live[number].stores().map(|store| self.stores[store].store.count(family)).sum()
+    }
+
+    /// Leaves a family whose rows take too long to look at to the archive, loudly.
+    fn cool(&mut self, number: usize, family: HashSet<Key>, took: Duration) -> Result<()> {
+        let live = &self.live[number];
+        let mut names = self.lineage.names(&family);
+        for (feed, scan) in live.feeds.iter().zip(&live.analysis.scans) {
+            if let (Feed::Store { store, .. }, Some(key)) = (feed, &scan.key)
+                && let Some(rows) = self.stores[*store].store.gather(&family, 0..u64::MAX, &ALL_TIMES)?
+                && let Some(column) = rows.column_by_name(key)
+            {
+                names.extend(texts_of(column, &family, &self.hasher)?);
+            }
+        }
+        names.sort_unstable();
+        names.dedup();
+        let message = format!(
+            "{} has {} rows that count together: looking at them took {:.1} s. It is asked over the archive every quarter of an hour until it has fewer; the other keys are looked at as before",
+            if names.is_empty() { "one key".to_owned() } else { names.join(", ") },
+            self.rows_of(number, &family),
+            took.as_secs_f64()
+        );
+        self.live[number].hot.extend(family);
+        self.problems.push((self.live[number].detection.name.clone(), message));
         Ok(())
+    }
+
+    /// Takes hot keys back that have few rows again.
+    fn rewarm(&mut self) {
+        for number in 0..self.live.len() {
+            let cooled: Vec<Key> =
+                self.live[number].hot.iter().copied().filter(|key| self.rows_of(number, &HashSet::from_iter([*key])) < HOT_KEY_ROWS / 2).collect();
+            let (live, newest) = (&mut self.live[number], self.newest);
+            for key in &cooled {
+                live.hot.remove(key);
+                live.hot_until = newest + live.analysis.wait + 2 * INSTEAD_EVERY;
+            }
+            live.dirty.extend(&cooled);
+            live.whole.extend(&cooled);
+        }
     }
 
     /// Class C3: what is looked at of these keys. Where rows of an anchor have results of their own, those rows only that are new
@@ -855,11 +924,10 @@ impl Engine {
         // In another order each time, or the same keys would always wait.
         let salt = live.tally.runs.wrapping_mul(2) | 1;
         families.sort_unstable_by_key(|family| family.iter().min().map_or(0, |key| key.wrapping_mul(salt)));
-        let rows_of = |family: &HashSet<Key>| live.stores().map(|store| self.stores[store].store.count(family)).sum::<usize>();
         let mut used = 0;
         let fits = families.iter().take_while(|family| {
             let before = used;
-            used += rows_of(family);
+            used += self.rows_of(number, family);
             before < self.tick_rows.min(live.bound)
         });
         let fits = fits.count().max(1).min(families.len());
@@ -1057,6 +1125,7 @@ impl Engine {
         live.suspended = Some(message.clone());
         live.dirty.clear();
         live.timers.clear();
+        live.hot.clear();
         self.problems.push((live.detection.name.clone(), message));
         for entry in &mut self.stores {
             entry.users.retain(|user| *user != number);
@@ -1099,7 +1168,8 @@ impl Engine {
             suspended: live.suspended.clone(),
             tally: live.tally.clone(),
             undecided: live.timers.values().map(HashSet::len).sum(),
-            behind: live.behind_since.map_or(0, |since| self.newest.saturating_sub(since)),
+            behind: live.behind_since.map_or(0, |since| self.newest.saturating_sub(since)).max(if live.hot.is_empty() { 0 } else { INSTEAD_EVERY }),
+            hot: live.hot.len(),
             ..self.report_of(&live.detection, &live.analysis)
         });
         live.chain(self.scheduled.iter().map(|(detection, analysis)| self.report_of(detection, analysis))).collect()
@@ -1126,7 +1196,16 @@ impl Engine {
             missing.sort_unstable();
             missing.dedup();
         }
-        EngineReport { detection: detection.name.clone(), class: analysis.class, missing, suspended: None, undecided: 0, behind: 0, tally: Tally::default() }
+        EngineReport {
+            detection: detection.name.clone(),
+            class: analysis.class,
+            missing,
+            suspended: None,
+            undecided: 0,
+            behind: 0,
+            hot: 0,
+            tally: Tally::default(),
+        }
     }
 
     /// The detections and what was inferred of them.
@@ -1134,9 +1213,10 @@ impl Engine {
         self.live.iter().map(|live| (&live.detection, &live.analysis)).chain(self.scheduled.iter().map(|(detection, analysis)| (detection, analysis)))
     }
 
-    /// The detections that are asked over the archive, those that had to be switched off among them.
+    /// The detections that are asked over the archive, those among them that had to be switched off, or have keys that are too hot.
     pub fn scheduled(&self) -> impl Iterator<Item = Arc<Detection>> {
-        let switched_off = self.live.iter().filter(|live| live.suspended.is_some()).map(|live| {
+        let instead = |live: &&Live| live.suspended.is_some() || !live.hot.is_empty() || self.newest < live.hot_until;
+        let switched_off = self.live.iter().filter(instead).map(|live| {
             let delay = live.analysis.scans.iter().filter_map(|scan| by_name(&scan.table)).map(|table| table.max_delay).max().unwrap_or(0);
             let reach = live.analysis.back + live.analysis.ahead + live.analysis.wait + delay;
             Arc::new(Detection { schedule: Some(Schedule { every: INSTEAD_EVERY, over: reach + 2 * INSTEAD_EVERY }), ..Detection::clone(&live.detection) })
@@ -1144,7 +1224,7 @@ impl Engine {
         self.scheduled.iter().map(|(detection, _)| Arc::clone(detection)).chain(switched_off)
     }
 
-    /// Whether what the archive said at a moment of a detection that is switched off is what it would have said live: nothing on time
+    /// Whether what the archive said at a moment of a detection that is evaluated live too is what it would have said then: nothing on time
     /// can take it back any more, and all of the past that it is measured against was asked.
     pub fn is_sure(&self, detection: &Detection, alert_time: Micros, at: Micros) -> bool {
         let Some(live) = self.live.iter().find(|live| live.detection.id == detection.id) else { return true };

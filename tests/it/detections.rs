@@ -4,6 +4,9 @@ use std::path::Path;
 
 use keyfuse::detect::read_folder;
 use keyfuse::selftest;
+use keyfuse::table::cloudtrail as c;
+
+use crate::support::START;
 
 #[test]
 fn the_tests_inside_every_detection_file_pass() {
@@ -99,4 +102,53 @@ fn what_more_rows_could_take_back_waits_and_says_how_long() {
         let (_, analysis) = engine.detections().next().expect("one");
         assert_eq!((analysis.class, analysis.wait / keyfuse::clock::MINUTE), (keyfuse::detect::analyse::Class::C3, minutes));
     }
+}
+
+/// Calls of one key, a few milliseconds apart, one in ten refused.
+fn many_calls(key: &str, count: i64, from: i64) -> arrow::record_batch::RecordBatch {
+    let mut rows = keyfuse::table::Rows::new(&c::TABLE);
+    let place = keyfuse::table::Place { topic: "t".into(), partition: 0, offset: 0, record: 0 };
+    for number in 0..count {
+        let at = START + (from + number) * 5_000;
+        rows.stamp(&place, Some(at), Some(at), &format!("{key}-{from}-{number}"), &mut String::new());
+        rows.text(c::ACCESS_KEY_ID, Some(key));
+        rows.text(c::SOURCE_IP, Some("198.51.100.7"));
+        rows.text(c::EVENT_SOURCE, Some("bedrock.amazonaws.com"));
+        rows.text(c::EVENT_NAME, Some("InvokeModel"));
+        rows.end_row();
+    }
+    rows.finish()
+}
+
+#[test]
+fn a_key_with_too_many_rows_is_left_to_the_archive_and_the_others_are_not() {
+    let mut detection = crate::support::shipped().remove(0);
+    detection.sql = "SELECT access_key_id AS credential, date_bin(INTERVAL '1 hour', event_time) AS alert_time, count(*) AS calls FROM cloudtrail
+        WHERE event_name = 'InvokeModel' GROUP BY access_key_id, date_bin(INTERVAL '1 hour', event_time) HAVING count(*) >= 3"
+        .into();
+    (detection.alert_key, detection.schedule, detection.early) = (vec!["credential".into()], None, false);
+    let engine = keyfuse::detect::Engine::new(&[detection.clone()], &keyfuse::secret::Fingerprinter::public(), &keyfuse::dimension::Dimensions::default());
+    // A bound that no machine keeps for so many rows, and none misses for three.
+    let tick_time = std::time::Duration::from_micros(300);
+    let mut engine = engine.unwrap_or_else(|errors| panic!("{}", errors[0])).with_tick_bounds(keyfuse::limits::TICK_ROWS, tick_time);
+    let past = keyfuse::table::Memory::default();
+    let mut tick = |engine: &mut keyfuse::detect::Engine, batch: arrow::record_batch::RecordBatch| {
+        past.add(&c::TABLE, &batch);
+        engine.push(&c::TABLE, &batch).expect("pushed");
+        let found = engine.tick(&past).expect("ticked");
+        found.iter().map(|finding| finding.key[0].1.json().as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(tick(&mut engine, many_calls("AKIAHOT", 40_000, 0)), ["AKIAHOT"], "it is looked at once");
+    let problems = engine.take_problems();
+    assert!(problems.len() == 1 && problems[0].1.contains("AKIAHOT has 40000 rows"), "{problems:?}");
+    assert!(engine.report()[0].hot == 1 && engine.scheduled().count() == 1 && engine.unsure().len() == 1);
+    assert!(tick(&mut engine, many_calls("AKIAHOT", 10, 40_000)).is_empty() && engine.pending() == 0, "then no more");
+    assert_eq!(tick(&mut engine, many_calls("AKIAOTHER", 3, 40_100)), ["AKIAOTHER"]);
+    // Its rows have gone: it is looked at again, and the archive is still asked for what came while it was hot.
+    let later = 40_000 + 3 * 3_600 * 200;
+    tick(&mut engine, many_calls("AKIAOTHER", 1, later));
+    engine.advance(START + later * 5_000);
+    engine.let_go(&past).expect("let go");
+    assert!(engine.report()[0].hot == 0 && engine.scheduled().count() == 1, "{:?}", engine.report()[0]);
+    assert_eq!(tick(&mut engine, many_calls("AKIAHOT", 3, later)), ["AKIAHOT"]);
 }
