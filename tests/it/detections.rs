@@ -132,7 +132,7 @@ fn a_key_with_too_many_rows_is_left_to_the_archive_and_the_others_are_not() {
     let tick_time = std::time::Duration::from_micros(300);
     let mut engine = engine.unwrap_or_else(|errors| panic!("{}", errors[0])).with_tick_bounds(keyfuse::limits::TICK_ROWS, tick_time);
     let past = keyfuse::table::Memory::default();
-    let mut tick = |engine: &mut keyfuse::detect::Engine, batch: arrow::record_batch::RecordBatch| {
+    let tick = |engine: &mut keyfuse::detect::Engine, batch: arrow::record_batch::RecordBatch| {
         past.add(&c::TABLE, &batch);
         engine.push(&c::TABLE, &batch).expect("pushed");
         let found = engine.tick(&past).expect("ticked");
