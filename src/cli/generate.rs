@@ -14,7 +14,7 @@ use super::Outcome;
 /// Write a seeded story of logs with a truth file. The same seed gives the same bytes.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Folder to write the logs to, one file each, with truth.jsonl, agents.toml and approvals.toml.
+    /// Folder to write the logs to, one file each, with truth.ndjson, agents.toml and approvals.toml.
     #[arg(long, required_unless_present = "play")]
     out: Option<PathBuf>,
     /// Instead: play the demo's story into this Kafka, as if it happened now, then ordinary traffic until interrupted.
@@ -68,9 +68,11 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let world = tell(story, args.seed, start, length, args.events);
     let truth: Vec<Generated> = world.truth.iter().map(|act| Generated { event_time: 0, append_time: 0, text: act.to_string() }).collect();
     std::fs::create_dir_all(out).at(|| format!("creating {}", out.display())).map_err(|error| vec![error])?;
-    for (name, records) in world.logs().into_iter().chain([("truth", &truth[..])]) {
+    for (name, records) in world.logs() {
         write(&out.join(format!("{name}.jsonl")), records).map_err(|error| vec![error])?;
     }
+    // Under another ending: it is no log, and `*.jsonl` must not take it for one.
+    write(&out.join("truth.ndjson"), &truth).map_err(|error| vec![error])?;
     for (name, text) in [("agents.toml", &world.agents), ("approvals.toml", &world.approvals)] {
         let path = out.join(name);
         std::fs::write(&path, text).at(|| format!("writing {}", path.display())).map_err(|error| vec![error])?;

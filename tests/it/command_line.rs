@@ -23,7 +23,7 @@ fn replay_finds_the_story_and_says_so_with_its_exit_code() {
     let found = keyfuse(&["replay", STORY[0], STORY[1], "--output", "json"]);
     assert_eq!(found.status.code(), Some(1), "{}", stderr(&found));
     let alerts: Vec<serde_json::Value> = stdout(&found).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    let truth = std::fs::read_to_string("sample-data/llmjacking/truth.jsonl").expect("the truth");
+    let truth = std::fs::read_to_string("sample-data/llmjacking/truth.ndjson").expect("the truth");
     for act in truth.lines() {
         let act: serde_json::Value = serde_json::from_str(act).expect("JSON");
         let of_act = |alert: &&serde_json::Value| alert["detection"] == act["detection"] && alert.to_string().contains(act["subject"].as_str().unwrap_or("?"));
@@ -147,7 +147,7 @@ fn generated_pages_and_sample_data_are_fresh() {
     let folder = tempfile::tempdir().expect("a folder");
     assert!(keyfuse(&["generate", "--events", "260", "--out", &folder.path().to_string_lossy()]).status.success());
     for name in
-        ["cloudtrail.jsonl", "bedrock_invocations.jsonl", "spans.jsonl", "mcp.jsonl", "exposure_reports.jsonl", "truth.jsonl", "agents.toml", "approvals.toml"]
+        ["cloudtrail.jsonl", "bedrock_invocations.jsonl", "spans.jsonl", "mcp.jsonl", "exposure_reports.jsonl", "truth.ndjson", "agents.toml", "approvals.toml"]
     {
         let kept = std::fs::read(Path::new("sample-data/llmjacking").join(name)).expect("sample data");
         assert!(

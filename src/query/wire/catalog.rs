@@ -181,7 +181,7 @@ impl ScalarUDFImpl for Means {
 }
 
 /// What a session says of itself, under PostgreSQL's names.
-pub const SETTINGS: [(&str, &str); 14] = [
+pub const SETTINGS: [(&str, &str); 15] = [
     ("server_version", "15.0"),
     ("server_version_num", "150000"),
     ("server_encoding", "UTF8"),
@@ -196,6 +196,7 @@ pub const SETTINGS: [(&str, &str); 14] = [
     ("integer_datetimes", "on"),
     ("search_path", "public"),
     ("max_identifier_length", "63"),
+    ("statement_timeout", "0"),
 ];
 
 /// The value of a setting, if it is one that a client asks for.

@@ -159,7 +159,7 @@ impl Session {
     async fn plan(&self, door: &Door, sql: &str) -> PgWireResult<LogicalPlan> {
         let planned = match asks_catalog(sql) {
             true => {
-                let sql = functions_listed(sql).or_else(|| tables_listed(sql)).unwrap_or_else(|| understood(sql));
+                let sql = functions_listed(sql).or_else(|| tables_listed(sql)).or_else(|| keys_listed(sql)).unwrap_or_else(|| understood(sql));
                 let mut statements = CATALOG_PARSER.parse(&sql).map_err(|error| failure("ERROR", "42601", &error.to_string()))?;
                 let Some(ast) = statements.pop() else { return Err(failure("ERROR", "42601", "nothing is not a question")) };
                 door.ctx.state().statement_to_plan(DfStatement::Statement(Box::new(ast))).await.and_then(reads_only)
@@ -245,6 +245,33 @@ fn tables_listed(sql: &str) -> Option<String> {
     Some(format!(
         "SELECT 'public' AS \"Schema\", table_name AS \"Name\", CASE kind WHEN 'view' THEN 'view' ELSE 'table' END AS \"Type\", meaning AS \"Description\" FROM help_tables WHERE (kind = 'view' AND {views}) OR (kind <> 'view' AND {tables}) ORDER BY 2"
     ))
+}
+
+/// JDBC asks for primary keys and indexes with a function that the planner does not know. There are none.
+fn keys_listed(sql: &str) -> Option<String> {
+    if !sql.contains("information_schema._pg_expandarray") {
+        return None;
+    }
+    let columns: &[&str] = match sql.contains("INDEX_QUALIFIER") {
+        true => &[
+            "TABLE_CAT",
+            "TABLE_SCHEM",
+            "TABLE_NAME",
+            "NON_UNIQUE",
+            "INDEX_QUALIFIER",
+            "INDEX_NAME",
+            "TYPE",
+            "ORDINAL_POSITION",
+            "COLUMN_NAME",
+            "ASC_OR_DESC",
+            "CARDINALITY",
+            "PAGES",
+            "FILTER_CONDITION",
+        ],
+        false => &["TABLE_CAT", "TABLE_SCHEM", "TABLE_NAME", "COLUMN_NAME", "KEY_SEQ", "PK_NAME"],
+    };
+    let columns = columns.iter().map(|name| format!("CAST(NULL AS VARCHAR) AS \"{name}\"")).collect::<Vec<_>>();
+    Some(format!("SELECT {} WHERE false", columns.join(", ")))
 }
 
 /// psql's `\df` leaves out what the catalog does not hold: keyfuse's functions are in a table of their own.
