@@ -51,7 +51,7 @@ pub const TICK_ROWS: usize = 100_000;
 pub const TICK_TIME: Duration = Duration::from_millis(250);
 
 /// Below this, a key's kept rows are not the reason why a detection takes long.
-pub const HOT_KEY_ROWS: usize = 20_000;
+pub const HOT_KEY_ROWS: usize = 2_000;
 
 /// Most parts of a WITH: each may double the plan.
 pub const SQL_PARTS: usize = 12;

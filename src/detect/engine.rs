@@ -66,6 +66,8 @@ struct Live {
     whole: HashSet<Key>,
     /// Per scan, rows from this number on are new since the last run.
     seen_to: Vec<u64>,
+    /// Keys that were looked at while others had to wait, for which it is further back.
+    looks: HashMap<Key, Arc<Look>>,
     /// Keys whose past was fetched into the probed stores.
     loaded: HashSet<Key>,
     /// Some of what was fetched has since been let go of.
@@ -91,6 +93,14 @@ struct Live {
     /// Kept rows that it looks at in one tick, at most: fewer where they take long.
     bound: usize,
     tally: Tally,
+}
+
+/// When a key was last looked at.
+struct Look {
+    /// Per scan, rows from this number on have come since.
+    seen_to: Vec<u64>,
+    /// How far append time had come: what was final then was told.
+    progress: Micros,
 }
 
 /// What a detection has seen and done since it was loaded.
@@ -352,6 +362,7 @@ impl Engine {
             dirty: HashSet::new(),
             whole: HashSet::new(),
             seen_to,
+            looks: HashMap::new(),
             loaded: HashSet::new(),
             stale: false,
             timers: BTreeMap::new(),
@@ -800,8 +811,13 @@ impl Engine {
                 }
             } else if class == Class::C3 {
                 let (fresh, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| loaded.contains(*key));
+                // Where a link has joined a family, any row of it may have a result that it had not.
+                let joined: HashSet<Key> = families.iter().filter(|family| family.iter().any(|key| whole.contains(key))).flatten().copied().collect();
                 for (keys, just_loaded) in [(fresh, true), (others, false)] {
-                    for (keys, part) in self.parts(number, keys, &families, just_loaded, &everything) {
+                    let (entire, keys) = keys.into_iter().partition(|key| just_loaded || joined.contains(key));
+                    let mut parts = self.parts(number, keys, &families, &everything);
+                    parts.push((entire, Part { numbers: everything.clone(), anchors: ALL_TIMES }));
+                    for (keys, part) in parts.into_iter().filter(|(keys, _)| !keys.is_empty()) {
                         self.run_apart_if_it_fails(number, &keys, &part)?;
                         self.settle(number, &keys, just_loaded);
                     }
@@ -814,6 +830,10 @@ impl Engine {
         // Of keys that wait it is still to be seen what is new.
         if later.is_empty() || live.analysis.class <= Class::C1 {
             live.seen_to = seen_to;
+            live.looks.clear();
+        } else {
+            let look = Arc::new(Look { seen_to, progress: self.progress });
+            live.looks.extend(families.iter().flatten().map(|key| (*key, Arc::clone(&look))));
         }
         // Loading past rows marked their keys dirty; they have just been evaluated.
         (live.dirty, live.whole) = (later, later_whole);
@@ -872,29 +892,35 @@ impl Engine {
 
     /// Class C3: what is looked at of these keys. Where rows of an anchor have results of their own, those rows only that are new
     /// (where results are told early), and those whose results have become final.
-    fn parts(&self, number: usize, keys: HashSet<Key>, families: &[HashSet<Key>], just_loaded: bool, everything: &[Range<u64>]) -> Vec<(HashSet<Key>, Part)> {
+    fn parts(&self, number: usize, keys: HashSet<Key>, families: &[HashSet<Key>], everything: &[Range<u64>]) -> Vec<(HashSet<Key>, Part)> {
         let live = &self.live[number];
         let whole = || Part { numbers: everything.to_vec(), anchors: ALL_TIMES };
-        let anchor = live.anchor.filter(|_| !just_loaded).and_then(|(scan, _)| match live.feeds[scan] {
+        let anchor = live.anchor.and_then(|(scan, _)| match live.feeds[scan] {
             Feed::Store { store, .. } => Some((scan, &self.stores[store].store)),
             _ => None,
         });
-        let Some((scan, store)) = anchor else { return if keys.is_empty() { Vec::new() } else { vec![(keys, whole())] } };
-        let of = |due: &dyn Fn(&HashSet<Key>) -> bool| {
-            let due: HashSet<Key> = families.iter().filter(|family| due(family)).flatten().copied().collect();
-            keys.iter().copied().filter(|key| due.contains(key)).collect::<HashSet<Key>>()
-        };
-        let times = live.anchor_times(self.progress);
-        let final_now = of(&|family| store.has_between(family, &times));
-        let mut parts = vec![(final_now, Part { anchors: times, ..whole() })];
-        if live.detection.early {
-            let from = live.seen_to[scan];
-            let mut fresh = whole();
-            fresh.numbers[scan] = from..u64::MAX;
-            parts.push((of(&|family| store.ids_from(family, from).next().is_some()), fresh));
+        let Some((scan, store)) = anchor else { return vec![(keys, whole())] };
+        // What is new, and what has become final since, differs by when a key was last looked at.
+        let (mut finals, mut fresh): (BTreeMap<Micros, HashSet<Key>>, BTreeMap<u64, HashSet<Key>>) = Default::default();
+        for family in families {
+            let members = || family.iter().copied().filter(|key| keys.contains(key));
+            let times = live.anchor_times(self.progress, live.looked_at(family));
+            if store.has_between(family, &times) {
+                finals.entry(times.start).or_default().extend(members());
+            }
+            let from = live.seen(family, scan);
+            if live.detection.early && store.ids_from(family, from).next().is_some() {
+                fresh.entry(from).or_default().extend(members());
+            }
         }
-        parts.retain(|(keys, _)| !keys.is_empty());
-        parts
+        let end = live.anchor_times(self.progress, None).end;
+        let finals = finals.into_iter().map(|(start, keys)| (keys, Part { anchors: start..end, ..whole() }));
+        let fresh = fresh.into_iter().map(|(from, keys)| {
+            let mut part = whole();
+            part.numbers[scan] = from..u64::MAX;
+            (keys, part)
+        });
+        finals.chain(fresh).collect()
     }
 
     /// The new rows of a join's store that one tick takes: as many as meet no more than [`PAIRS_PER_ROW`] rows for each that a tick may look at.
@@ -1065,8 +1091,8 @@ impl Engine {
     }
 
     fn has_fresh_anchor(&self, live: &Live, family: &HashSet<Key>) -> bool {
-        live.feeds.iter().zip(&live.seen_to).any(|(feed, seen_to)| match feed {
-            Feed::Store { store, probed: false } => self.stores[*store].store.ids_from(family, *seen_to).next().is_some(),
+        live.feeds.iter().enumerate().any(|(scan, feed)| match feed {
+            Feed::Store { store, probed: false } => self.stores[*store].store.ids_from(family, live.seen(family, scan)).next().is_some(),
             _ => false,
         })
     }
@@ -1126,6 +1152,7 @@ impl Engine {
         live.dirty.clear();
         live.timers.clear();
         live.hot.clear();
+        live.looks.clear();
         self.problems.push((live.detection.name.clone(), message));
         for entry in &mut self.stores {
             entry.users.retain(|user| *user != number);
@@ -1246,6 +1273,17 @@ impl Live {
         }
     }
 
+    /// Rows of a scan from this number on are new to a family.
+    fn seen(&self, family: &HashSet<Key>, scan: usize) -> u64 {
+        family.iter().filter_map(|key| self.looks.get(key)).map(|look| look.seen_to[scan]).min().unwrap_or(self.seen_to[scan])
+    }
+
+    /// How far append time had come when all of a family was last looked at; none where that is not known.
+    fn looked_at(&self, family: &HashSet<Key>) -> Option<Micros> {
+        let looks: Option<Vec<Micros>> = family.iter().map(|key| Some(self.looks.get(key)?.progress)).collect();
+        looks?.into_iter().min()
+    }
+
     /// There is something to look at.
     fn is_due(&self) -> bool {
         self.suspended.is_none() && !self.dirty.is_empty()
@@ -1290,11 +1328,12 @@ impl Live {
         }
     }
 
-    /// The times of the anchor's rows whose results are final, and were not when the floor was there.
-    fn anchor_times(&self, progress: Micros) -> Range<Micros> {
+    /// The times of the anchor's rows whose results are final, and were not when the floor was there, or the key was looked at.
+    fn anchor_times(&self, progress: Micros, looked_at: Option<Micros>) -> Range<Micros> {
         let Some((_, final_after)) = self.anchor else { return ALL_TIMES };
         let after = final_after - self.analysis.wait;
-        self.floor.saturating_sub(after)..progress.saturating_sub(final_after)
+        let floor = looked_at.map_or(self.floor, |progress| self.floor.max(progress.saturating_sub(self.settles_after)));
+        floor.saturating_sub(after)..progress.saturating_sub(final_after)
     }
 
     /// Class C3: whether what takes results back is fetched by key, and not kept for a time only.
