@@ -64,6 +64,9 @@ const BROKER_SKEW: Micros = 5 * clock::SECOND;
 const BEHIND: Micros = 10 * clock::SECOND;
 /// How often it is noted what each detection could see.
 const LOOK_EVERY: Duration = Duration::from_secs(300);
+/// How often at first, and how many times.
+const LOOK_FIRST: Duration = Duration::from_secs(15);
+const FIRST_LOOKS: u32 = 20;
 /// How often late rows are swept (append time).
 const SWEEP_EVERY: Micros = 15 * clock::MINUTE;
 /// How long the keys of a late row are swept again, for what arrives after it.
@@ -257,6 +260,7 @@ impl Service {
             swept_to: recovered.swept,
             sweeping: false,
             looked: None,
+            looks: 0,
             reported: Instant::now(),
             fingerprinter,
             detections: detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect(),
@@ -464,6 +468,7 @@ struct Worker {
     sweeping: bool,
     /// When the detections were last looked at.
     looked: Option<Instant>,
+    looks: u32,
     /// When metrics were last taken from the engine's own report.
     reported: Instant,
     /// When time last went on without a message.
@@ -1058,8 +1063,10 @@ impl Worker {
 
     fn new_flush(&mut self) -> Option<Pending> {
         let changed: Vec<Alert> = std::mem::take(&mut self.unarchived).iter().filter_map(|id| self.book.get(id)).cloned().collect();
-        if self.stopping || self.looked.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
-            self.looked = Some(Instant::now());
+        // At first little has arrived, and what is said of that soon holds no more.
+        let every = if self.looks < FIRST_LOOKS { LOOK_FIRST } else { LOOK_EVERY };
+        if self.stopping || self.looked.is_none_or(|at| at.elapsed() >= every) {
+            (self.looked, self.looks) = (Some(Instant::now()), self.looks + 1);
             self.past.memory.add(&detection_health::TABLE, &self.look_at_detections());
         }
         let batches = self.past.memory.flush();

@@ -64,30 +64,42 @@ impl Reading {
 
 /// What is on the screen.
 pub struct Top {
-    /// Where the service is reached.
+    /// Where the service is reached, where its alert log should be, and its archive.
     address: String,
+    log: String,
+    archive: String,
+    log_is_there: bool,
     last: Option<Reading>,
     before: Option<Reading>,
     health: Result<String, String>,
     rates: BTreeMap<String, VecDeque<u64>>,
     /// By id; the newest revision of each.
     alerts: HashMap<String, Alert>,
-    chosen: TableState,
+    table: TableState,
+    /// By id: what comes meanwhile must not put another in its place.
+    chosen: Option<String>,
     is_open: bool,
+    /// Lines of the open alert that are scrolled past.
+    scroll: u16,
 }
 
 impl Top {
-    /// An empty screen about the service at an address.
-    pub fn new(address: &str) -> Self {
+    /// An empty screen about the service at an address, with its alert log and its archive.
+    pub fn new(address: &str, log: &str, archive: &str) -> Self {
         Self {
             address: address.to_owned(),
+            log: log.to_owned(),
+            archive: archive.to_owned(),
+            log_is_there: false,
             last: None,
             before: None,
             health: Err("not asked yet".into()),
             rates: BTreeMap::new(),
             alerts: HashMap::new(),
-            chosen: TableState::default(),
+            table: TableState::default(),
+            chosen: None,
             is_open: false,
+            scroll: 0,
         }
     }
 
@@ -116,9 +128,10 @@ impl Top {
         self.last = Some(reading);
     }
 
-    /// Takes alerts, new ones or newer revisions.
-    pub fn take_alerts(&mut self, alerts: Vec<Alert>) {
-        for alert in alerts {
+    /// Takes alerts, new ones or newer revisions; none where there is no alert log.
+    pub fn take_alerts(&mut self, alerts: Option<Vec<Alert>>) {
+        self.log_is_there = alerts.is_some();
+        for alert in alerts.into_iter().flatten() {
             match self.alerts.get(&alert.alert_id) {
                 Some(known) if known.revision > alert.revision => {}
                 _ => {
@@ -133,13 +146,31 @@ impl Top {
         match key {
             KeyCode::Char('q') => return false,
             KeyCode::Esc if !self.is_open => return false,
-            KeyCode::Esc => self.is_open = false,
-            KeyCode::Enter => self.is_open = !self.is_open && self.chosen().is_some(),
-            KeyCode::Down | KeyCode::Char('j') => self.chosen.select_next(),
-            KeyCode::Up | KeyCode::Char('k') => self.chosen.select_previous(),
-            KeyCode::Home => self.chosen.select_first(),
-            KeyCode::End => self.chosen.select_last(),
-            _ => {}
+            KeyCode::Esc | KeyCode::Enter if self.is_open => self.is_open = false,
+            KeyCode::Enter => (self.is_open, self.scroll) = (self.chosen().is_some(), 0),
+            key if self.is_open => {
+                self.scroll = match key {
+                    KeyCode::Down | KeyCode::Char('j') => self.scroll.saturating_add(1),
+                    KeyCode::Up | KeyCode::Char('k') => self.scroll.saturating_sub(1),
+                    KeyCode::PageDown | KeyCode::Char(' ') => self.scroll.saturating_add(10),
+                    KeyCode::PageUp => self.scroll.saturating_sub(10),
+                    KeyCode::Home => 0,
+                    _ => self.scroll,
+                }
+            }
+            key => {
+                let alerts = self.newest_first();
+                let at = self.chosen.as_ref().and_then(|id| alerts.iter().position(|alert| alert.alert_id == *id));
+                let last = alerts.len().saturating_sub(1);
+                let next = match key {
+                    KeyCode::Down | KeyCode::Char('j') => at.map_or(0, |at| (at + 1).min(last)),
+                    KeyCode::Up | KeyCode::Char('k') => at.unwrap_or(0).saturating_sub(1),
+                    KeyCode::Home => 0,
+                    KeyCode::End => last,
+                    _ => return true,
+                };
+                self.chosen = alerts.get(next).map(|alert| alert.alert_id.clone());
+            }
         }
         true
     }
@@ -152,23 +183,28 @@ impl Top {
     }
 
     fn chosen(&self) -> Option<&Alert> {
-        let alerts = self.newest_first();
-        self.chosen.selected().and_then(|number| alerts.get(number.min(alerts.len().saturating_sub(1))).copied())
+        self.alerts.get(self.chosen.as_ref()?)
     }
 
     /// Draws the screen as it is at a moment.
     pub fn draw(&mut self, frame: &mut Frame<'_>, now: Micros) {
         let tables = self.last.as_ref().map_or(0, |last| last.series("keyfuse_rows_total").len());
-        let logs = (tables as u16).clamp(1, frame.area().height.saturating_sub(14).max(3)) + 2;
+        let said = self.sight(now);
+        // What cannot be seen is shown whole, however narrow the terminal; of the logs, those that come.
+        let inside = usize::from(frame.area().width.saturating_sub(2).max(1));
+        let lines: usize = said.iter().map(|line| line.width().div_ceil(inside).max(1)).sum();
+        let sight = (lines as u16 + 3).min(frame.area().height / 2);
+        let logs = (tables as u16).clamp(1, frame.area().height.saturating_sub(sight + 8).max(1)) + 2;
         let [title, above, sight, below, help] =
-            Layout::vertical([Constraint::Length(1), Constraint::Length(logs), Constraint::Length(6), Constraint::Min(4), Constraint::Length(1)])
+            Layout::vertical([Constraint::Length(1), Constraint::Length(logs), Constraint::Length(sight), Constraint::Min(3), Constraint::Length(1)])
                 .areas(frame.area());
         frame.render_widget(Paragraph::new(self.title()), title);
         self.logs(frame, above);
-        let text = Paragraph::new(self.sight(now)).wrap(Wrap { trim: true });
+        let text = Paragraph::new(said).wrap(Wrap { trim: true });
         frame.render_widget(text.block(Block::bordered().title(" What can be seen ")), sight);
         self.alerts(frame, below);
-        frame.render_widget(Paragraph::new(" ↑↓ choose   Enter read   q quit".dim()), help);
+        let keys = if self.is_open { " ↑↓ scroll   Esc close   q quit" } else { " ↑↓ choose   Enter read   q quit" };
+        frame.render_widget(Paragraph::new(keys.dim()), help);
         if self.is_open
             && let Some(alert) = self.chosen()
         {
@@ -177,7 +213,7 @@ impl Top {
             let [_, area, _] = Layout::horizontal([Constraint::Length(3), Constraint::Min(0), Constraint::Length(3)]).areas(area);
             frame.render_widget(Clear, area);
             let block = Block::bordered().title(format!(" {} {} ", alert.detection, alert.title)).border_style(level_style(&alert.level));
-            frame.render_widget(Paragraph::new(story(alert)).wrap(Wrap { trim: false }).block(block), area);
+            frame.render_widget(Paragraph::new(story(alert, &self.archive)).wrap(Wrap { trim: false }).scroll((self.scroll, 0)).block(block), area);
         }
     }
 
@@ -284,23 +320,23 @@ impl Top {
             })
             .collect();
         let fourth = if sinks.is_empty() { "no sink: alerts are in the archive and in the log only".to_owned() } else { sinks.join(" · ") };
-        vec![first, second, Line::from(third), Line::from(fourth)]
+        // What is wrong before what is merely so.
+        vec![Line::from(third), Line::from(fourth), first, second]
     }
 
     fn alerts(&mut self, frame: &mut Frame<'_>, area: Rect) {
         let alerts = self.newest_first();
-        let title = format!(" Alerts: {} ", alerts.len());
+        let title = if self.log_is_there { format!(" Alerts: {} ", alerts.len()) } else { " Alerts: not known ".to_owned() };
         let rows: Vec<Row<'_>> = alerts
             .iter()
             .map(|alert| {
                 let (kind, name) = alert.subject();
-                let mut what = alert.title.clone();
-                match (alert.status, alert.held) {
-                    (Status::Retracted, _) => what.push_str(" (taken back)"),
-                    (Status::Provisional, _) => what.push_str(" (provisional)"),
-                    (_, Some(held)) => what.push_str(&format!(" ({})", held.name())),
-                    _ => {}
-                }
+                let what = match (alert.status, alert.held) {
+                    (Status::Retracted, _) => format!("(taken back) {}", alert.title),
+                    (_, Some(held)) => format!("(not told: {}) {}", held.name(), alert.title),
+                    (Status::Provisional, None) => format!("(provisional) {}", alert.title),
+                    _ => alert.title.clone(),
+                };
                 let dim = alert.status == Status::Retracted || alert.held.is_some();
                 let style = if dim { Style::new().dim() } else { Style::new() };
                 let findings = if alert.findings() > 1 { format!("×{}", alert.findings()) } else { String::new() };
@@ -321,19 +357,31 @@ impl Top {
             .collect();
         let widths = [Constraint::Length(8), Constraint::Length(8), Constraint::Length(8), Constraint::Fill(2), Constraint::Fill(3), Constraint::Length(5)];
         let empty = rows.is_empty();
+        let chosen = self.chosen.as_ref().and_then(|id| alerts.iter().position(|alert| alert.alert_id == *id));
         let table = Table::new(rows, widths).row_highlight_style(Style::new().add_modifier(Modifier::REVERSED)).block(Block::bordered().title(title));
-        frame.render_stateful_widget(table, area, &mut self.chosen);
+        self.table.select(chosen);
+        frame.render_stateful_widget(table, area, &mut self.table);
         if empty {
             let inside = Block::bordered().inner(area);
-            frame.render_widget(Paragraph::new("None so far. They are shown here as they are decided.".dim()), inside);
+            let said = match self.log_is_there {
+                true => Span::from("None so far. They are shown here as they are decided.").dim(),
+                false => Span::from(format!("There is no alert log {}: is that the service's data folder?", self.log)).yellow(),
+            };
+            frame.render_widget(Paragraph::new(said).wrap(Wrap { trim: true }), inside);
         }
     }
 }
 
 /// What a responder reads of one alert.
-fn story(alert: &Alert) -> Vec<Line<'_>> {
+fn story<'a>(alert: &'a Alert, archive: &str) -> Vec<Line<'a>> {
     let (_, name) = alert.subject();
-    let mut lines = vec![Line::from(alert.sentence().bold()), Line::from("")];
+    let word = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
+    let mut lines = vec![
+        Line::from(alert.sentence().bold()),
+        Line::from(format!("keyfuse investigate {} --archive {}", word(&name), word(archive)).cyan()),
+        Line::from(format!("keyfuse explain {} --archive {}", alert.alert_id, word(archive)).cyan()),
+        Line::from(""),
+    ];
     let mut fact = |name: &'static str, value: String| lines.push(Line::from(vec![Span::from(format!("{name:<12}")).dim(), Span::from(value)]));
     fact("since", rfc3339(alert.first_time));
     fact("until", rfc3339(alert.last_time()));
@@ -344,9 +392,6 @@ fn story(alert: &Alert) -> Vec<Line<'_>> {
     }
     alert.touched().into_iter().for_each(|(word, value)| fact(word, value));
     fact("evidence", alert.evidence().into_iter().take(5).collect::<Vec<_>>().join(" "));
-    lines.push(Line::from(""));
-    lines.push(Line::from(format!("keyfuse investigate '{}'", name.replace('\'', "'\\''")).cyan()));
-    lines.push(Line::from(format!("keyfuse explain {}", alert.alert_id).cyan()));
     lines
 }
 

@@ -192,15 +192,15 @@ impl Following {
         Self { path: path.to_owned(), file: None, rest: Vec::new() }
     }
 
-    /// Alert revisions that were logged since the last call. A log that is not there yet has none.
+    /// Alert revisions that were logged since the last call; none where there is no log.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn news(&mut self) -> Result<Vec<Alert>> {
+    pub fn news(&mut self) -> Result<Option<Vec<Alert>>> {
         let place = || format!("reading the alert log {}", self.path.display());
         let identity = match std::fs::metadata(&self.path) {
             Ok(metadata) => identity(&metadata),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).at(place),
         };
         let mut file = match self.file.take() {
@@ -218,7 +218,7 @@ impl Following {
             Ok(Line::Alert(alert)) => Some(*alert),
             _ => None,
         };
-        Ok(lines.split(|byte| *byte == b'\n').filter_map(alert).collect())
+        Ok(Some(lines.split(|byte| *byte == b'\n').filter_map(alert).collect()))
     }
 }
 

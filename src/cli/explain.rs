@@ -81,7 +81,7 @@ fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Expl
     let since = moment(answer, last, 5).map_or(Micros::MIN, |first| first - 400 * DAY);
     println!("{} {}  {}", style.bold(&detection.name), style.bold(&detection.title), text(answer, last, 2));
     let held = match text(answer, last, 10) {
-        why if why.is_empty() => "delivered".to_owned(),
+        why if why.is_empty() => "told to every sink that there is".to_owned(),
         why => format!("not delivered: {why}"),
     };
     let late = if text(answer, last, 11) == "true" { ", from late rows" } else { "" };

@@ -36,18 +36,23 @@ const LOOK: Duration = Duration::from_millis(100);
 
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let one = |error: Error| vec![error];
-    let (data, address) = match (args.config, args.data) {
+    let (data, archive, address) = match (args.config, args.data) {
         (Some(path), _) => {
             let config = Config::read(&path)?;
-            (config.data, args.at.unwrap_or_else(|| config.listen.to_string()))
+            (config.data, config.archive, args.at.unwrap_or_else(|| config.listen.to_string()))
         }
-        (None, data) => (data.unwrap_or_default(), args.at.unwrap_or_default()),
+        (None, data) => {
+            let data = data.unwrap_or_default();
+            let archive = data.join("archive").to_string_lossy().into_owned();
+            (data, archive, args.at.unwrap_or_default())
+        }
     };
     if !std::io::stdout().is_terminal() {
         return Err(one(Error::user("top draws on a terminal; for programs there is http://…/metrics, and the table alerts in SQL")));
     }
-    let mut followed = Following::of(&data.join("alerts.log"));
-    let mut top = Top::new(&address);
+    let log = data.join("alerts.log");
+    let mut followed = Following::of(&log);
+    let mut top = Top::new(&address, &log.to_string_lossy(), &archive);
     top.take_alerts(followed.news().map_err(one)?);
     let answers = ask(&address).map_err(one)?;
     let mut terminal = ratatui::init();

@@ -325,9 +325,11 @@ impl Config {
         });
         for sink in &sinks {
             if let sink::Kind::Kafka { topic, .. } = &sink.kind
-                && (topic.is_empty() || topics.iter().any(|read| read.name == *topic) || dimension_topics.values().any(|read| read == topic))
+                && (topic.is_empty()
+                    || topics.iter().any(|read| read.name == *topic)
+                    || dimension_topics.values().chain(&file.dead_letter).any(|used| used == topic))
             {
-                problem("[sinks] kafka", format!("topic `{topic}`: name one for alerts alone, that keyfuse does not read"));
+                problem("[sinks] kafka", format!("topic `{topic}`: name one for alerts alone, that keyfuse uses for nothing else"));
             }
         }
         let mut silences = Vec::new();

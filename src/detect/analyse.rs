@@ -1013,7 +1013,7 @@ fn as_of(join: &Join, dimension: &LogicalPlan) -> Result<(), String> {
     }
     let name = tables_of(dimension);
     Err(format!(
-        "JOIN with {name}: as of which row's arrival does an entry count? Compare it with one row by the row's alias, or write `AND u.append_time >= {name}.valid_from AND u.append_time < {name}.valid_to`: otherwise editing the file today would change last month's alerts"
+        "JOIN with {name}: as of which row's arrival does an entry count? Compare it with one row by the row's alias, or write `AND u.append_time >= a.valid_from AND u.append_time < a.valid_to`, where `u` is the row and `a` is {name}: otherwise editing the file today would change last month's alerts"
     ))
 }
 

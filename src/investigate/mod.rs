@@ -140,19 +140,19 @@ async fn ask(door: &Door, sql: &str) -> Sheet {
 async fn recognise(door: &Door, name: &str) -> Result<(Kind, String, Option<String>)> {
     let alert = ask(door, &format!("SELECT alert_key, payload FROM alerts WHERE alert_id = {}", quoted(name))).await;
     if !alert.rows.is_empty() {
-        for column in ["payload", "alert_key"] {
-            let values: serde_json::Value = serde_json::from_str(alert.cell(0, column).unwrap_or_default()).unwrap_or_default();
-            let kinds = [
-                ("exposed_credential", Kind::Credential),
-                ("credential", Kind::Credential),
-                ("access_key_id", Kind::Credential),
-                ("identity", Kind::Identity),
-                ("agent_id", Kind::Agent),
-                ("trace_id", Kind::Trace),
-            ];
-            if let Some((value, kind)) = kinds.iter().find_map(|(column, kind)| Some((values[column].as_str()?, *kind))) {
-                return Ok((kind, value.to_owned(), Some(name.to_owned())));
-            }
+        // The most telling name that it has anywhere: a key before its owner.
+        let said: Vec<serde_json::Value> =
+            ["payload", "alert_key"].map(|column| serde_json::from_str(alert.cell(0, column).unwrap_or_default()).unwrap_or_default()).into();
+        let kinds = [
+            ("exposed_credential", Kind::Credential),
+            ("credential", Kind::Credential),
+            ("access_key_id", Kind::Credential),
+            ("identity", Kind::Identity),
+            ("agent_id", Kind::Agent),
+            ("trace_id", Kind::Trace),
+        ];
+        if let Some((value, kind)) = kinds.iter().find_map(|(column, kind)| Some((said.iter().find_map(|values| values[column].as_str())?, *kind))) {
+            return Ok((kind, value.to_owned(), Some(name.to_owned())));
         }
         return Err(Error::user(format!("alert {name} names no credential, identity, agent or trace: ask `keyfuse explain {name}` what it rests on")));
     }
@@ -366,7 +366,7 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
     };
     let first_after = match exposed_at {
         Some(_) => {
-            ask(door, &format!("SELECT min(event_time) AS first FROM activity WHERE {who} AND source <> 'exposure_reports' AND event_time >= {since}")).await
+            ask(door, &format!("SELECT min(event_time) AS first FROM activity WHERE {who} AND source <> 'exposure_reports' AND event_time >= {since} AND event_id NOT IN (SELECT event_id FROM exposures WHERE {} AND event_id IS NOT NULL)", of("credential"))).await
         }
         None => Sheet::default(),
     };
@@ -432,6 +432,10 @@ fn verdict(dossier: &Dossier, first_after: Option<Micros>) -> Vec<String> {
             None => "Treat it as live: no log says that it was deactivated, deleted or quarantined.".into(),
         });
     }
+    let live: Vec<&str> = children(dossier).into_iter().filter(|key| key.starts_with("AKIA") && !is_cut_off(dossier, key)).collect();
+    if !live.is_empty() {
+        verdict.push(format!("Keys that were made with it still live, as far as these logs say: {}.", live.join(", ")));
+    }
     let worst = ["critical", "high", "medium", "low"].into_iter().find_map(|level| {
         let count = (0..dossier.alerts.sheet.rows.len()).filter(|row| dossier.alerts.sheet.cell(*row, "level") == Some(level)).count();
         (count > 0).then(|| format!("{count} {level} alert{}", if count == 1 { "" } else { "s" }))
@@ -450,6 +454,20 @@ fn is_plain(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./:@+=".contains(c))
 }
 
+/// Credentials that were minted from it.
+fn children(dossier: &Dossier) -> Vec<&str> {
+    let lineage = &dossier.lineage.sheet;
+    let descends = |row: &usize| lineage.cell(*row, "relation") == Some("descendant");
+    (0..lineage.rows.len()).filter(descends).filter_map(|row| lineage.cell(row, "credential")).collect()
+}
+
+/// Whether the last that is known of a key is that it was deactivated or deleted.
+fn is_cut_off(dossier: &Dossier, key: &str) -> bool {
+    let Some(states) = dossier.parts.iter().find(|part| part.title == "State of the key") else { return false };
+    let last = (0..states.sheet.rows.len()).rev().find(|row| states.sheet.cell(*row, "credential") == Some(key));
+    last.is_some_and(|row| matches!(states.sheet.cell(row, "state"), Some("inactive" | "deleted")))
+}
+
 fn steps(dossier: &Dossier) -> Vec<(String, String)> {
     let name = &dossier.name;
     let mut steps = Vec::new();
@@ -460,21 +478,17 @@ fn steps(dossier: &Dossier) -> Vec<(String, String)> {
         .find(|(title, _)| *title == "Identities")
         .and_then(|(_, text)| text.split(", ").find_map(|arn| arn.split_once(":user/").map(|(_, user)| user.to_owned())));
     let user = user.filter(|user| is_plain(user)).unwrap_or_else(|| "USER".to_owned());
-    let state = |key: &str| {
-        let states = dossier.parts.iter().find(|part| part.title == "State of the key")?;
-        let row = (0..states.sheet.rows.len()).rev().find(|row| states.sheet.cell(*row, "credential") == Some(key))?;
-        states.sheet.cell(row, "state")
-    };
-    let lineage = &dossier.lineage.sheet;
-    let descendants =
-        (0..lineage.rows.len()).filter(|row| lineage.cell(*row, "relation") == Some("descendant")).filter_map(|row| lineage.cell(row, "credential"));
-    let (keys, sessions): (Vec<&str>, Vec<&str>) = descendants.filter(|key| is_plain(key)).partition(|key| key.starts_with("AKIA"));
+    let (keys, sessions): (Vec<&str>, Vec<&str>) = children(dossier).into_iter().filter(|key| is_plain(key)).partition(|key| key.starts_with("AKIA"));
     // What still works comes first; what is cut off already is not asked for again.
     for key in std::iter::once(name.as_str()).filter(|name| name.starts_with("AKIA") && is_plain(name)).chain(keys) {
-        if !matches!(state(key), Some("inactive" | "deleted")) {
+        if !is_cut_off(dossier, key) {
             let user = if key == name { user.as_str() } else { "USER" };
             step(
-                "Deactivate the key. It can be enabled again; a bill cannot be undone.",
+                if key == name {
+                    "Deactivate the key. It can be enabled again; a bill cannot be undone."
+                } else {
+                    "Deactivate a key that was made with it, and lives. USER is whose it is: see who made it, and for whom."
+                },
                 format!("aws iam update-access-key --access-key-id {key} --status Inactive --user-name {user}"),
             );
         }

@@ -345,6 +345,10 @@ fn screen(top: &mut Top, width: u16, height: u16) -> String {
     terminal.backend().to_string()
 }
 
+fn log_of(config: &keyfuse::config::Config) -> Vec<keyfuse::alert::Alert> {
+    Following::of(&config.data.join("alerts.log")).news().expect("a log").expect("alerts")
+}
+
 #[test]
 fn top_shows_rates_sight_and_alerts_and_says_when_nobody_answers() {
     let broker = &brokers(1)[0];
@@ -352,10 +356,11 @@ fn top_shows_rates_sight_and_alerts_and_says_when_nobody_answers() {
     let config = config(folder.path(), &broker.address, &[&broker.topic]);
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let mut log = Following::of(&config.data.join("alerts.log"));
-    assert!(log.news().expect("no log yet").is_empty());
+    assert!(log.news().expect("nothing to read").is_none());
     let service = start(&config, &runtime);
-    let mut top = Top::new("127.0.0.1:9187");
-    assert!(screen(&mut top, 100, 30).contains("not reached: not asked yet"));
+    let mut top = Top::new("127.0.0.1:9187", "data/alerts.log", "data/archive");
+    let shown = screen(&mut top, 100, 30);
+    assert!(shown.contains("not reached: not asked yet") && shown.contains("There is no alert log data/alerts.log"), "{shown}");
     let begun = Instant::now();
     top.take(Ok((service.metrics.page(), "ok\n".into())), begun);
     let sender = sender(&broker.address);
@@ -367,35 +372,38 @@ fn top_shows_rates_sight_and_alerts_and_says_when_nobody_answers() {
     top.take(Ok((service.metrics.page(), "ok\n".into())), begun + Duration::from_secs(2));
     top.take_alerts(log.news().expect("a log"));
     let shown = screen(&mut top, 120, 30);
-    for part in [
-        "working",
-        "0.5/s",
-        "1 rows",
-        "1 records refused (truncated)",
-        "Alerts: 2",
-        "critical",
-        "LLM-10",
-        "alerts.ndjson took 2",
-        "74 blind:",
-        "identity user/x",
-    ] {
+    for part in
+        ["working", "0.5/s", "1 rows", "1 records refused (truncated)", "Alerts: 2", "high", "LLM-10", "alerts.ndjson took 2", "74 blind:", "identity user/x"]
+    {
         assert!(shown.contains(part), "{part} in\n{shown}");
     }
     assert!(top.key(KeyCode::Down) && top.key(KeyCode::Enter));
     let opened = screen(&mut top, 120, 30);
     assert!(opened.contains("keyfuse investigate") && opened.contains("since"), "{opened}");
-    // However small the terminal is.
+    assert!(opened.contains("--archive 'data/archive'"), "{opened}");
+    // One that comes meanwhile does not take the place of the one that is read.
+    let title = |screen: &str| screen.lines().find(|line| line.contains("┌ LLM-10") || line.contains("┌ COV-03")).map(str::to_owned).expect("a title");
+    let read = title(&opened);
+    let mut newer = log_of(&config).into_iter().next().expect("an alert");
+    (newer.alert_id, newer.decided_at) = ("another".into(), newer.decided_at + 1_000_000);
+    top.take_alerts(Some(vec![newer]));
+    let shown = screen(&mut top, 120, 30);
+    assert_eq!(title(&shown), read, "{shown}");
+    // What cannot be seen is said first, however small the terminal is.
+    assert!(top.key(KeyCode::Esc));
+    let shown = screen(&mut top, 60, 15);
+    assert!(shown.contains("74 blind:") && shown.contains("Alerts: 3"), "{shown}");
     for (width, height) in [(1, 1), (20, 5), (40, 12)] {
         screen(&mut top, width, height);
     }
-    assert!(top.key(KeyCode::Esc) && !top.key(KeyCode::Esc));
+    assert!(!top.key(KeyCode::Esc));
     service.stop().expect("a clean stop");
     top.take(Err("nobody answers there".into()), begun + Duration::from_secs(4));
     let shown = screen(&mut top, 120, 30);
-    assert!(shown.contains("not reached: nobody answers there") && !shown.contains("working") && shown.contains("Alerts: 2"), "{shown}");
+    assert!(shown.contains("not reached: nobody answers there") && !shown.contains("working") && shown.contains("Alerts: 3"), "{shown}");
 
     // The next start writes the log anew; it is followed from its beginning.
     let service = start(&config, &runtime);
-    assert_eq!(log.news().expect("a log").len(), 2);
+    assert_eq!(log.news().expect("a log").map(|alerts| alerts.len()), Some(2));
     service.stop().expect("a clean stop");
 }
