@@ -53,5 +53,8 @@ pub const TICK_TIME: Duration = Duration::from_millis(250);
 /// Below this, a key's kept rows are not the reason why a detection takes long.
 pub const HOT_KEY_ROWS: usize = 2_000;
 
+/// Memory for footers of the archive's files that were read (bytes): some tens of kilobytes for each.
+pub const FOOTERS: usize = 256 << 20;
+
 /// Most parts of a WITH: each may double the plan.
 pub const SQL_PARTS: usize = 12;

@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use arrow::record_batch::RecordBatch;
+use datafusion::execution::cache::cache_manager::FileMetadataCache;
+use datafusion::execution::cache::default_cache::DefaultCache;
 use datafusion::execution::context::SessionContext;
 use object_store::ObjectStore;
 use object_store::path::Path as StorePath;
@@ -19,6 +21,7 @@ use url::Url;
 
 use crate::clock::{HOUR, Micros, parse_time};
 use crate::error::{At, Error, Result};
+use crate::limits;
 use crate::table::{STREAMS, Span, TABLES, Table, rejects};
 
 pub use delta::DeltaLog;
@@ -106,6 +109,8 @@ impl Location {
 pub struct Archive {
     location: Location,
     logs: HashMap<&'static str, Arc<tokio::sync::Mutex<Box<dyn CommitLog>>>>,
+    /// Footers that were read. Files never change, so a question reads only those that no question read before.
+    footers: Arc<FileMetadataCache>,
 }
 
 impl Archive {
@@ -120,7 +125,7 @@ impl Archive {
             let log: Box<dyn CommitLog> = Box::new(DeltaLog::open(&location, table).await?);
             logs.insert(table.name, Arc::new(tokio::sync::Mutex::new(log)));
         }
-        Ok(Self { location, logs })
+        Ok(Self { location, logs, footers: Arc::new(DefaultCache::new(limits::FOOTERS).with_name("footers")) })
     }
 
     pub fn location(&self) -> &Location {
@@ -228,7 +233,7 @@ impl Archive {
     pub async fn read_with<T>(&self, table: &'static Table, hot: impl FnOnce() -> T) -> Result<(ArchiveTable, T)> {
         let mut log = self.log(table)?.lock().await;
         let files = log.files().await?;
-        Ok((ArchiveTable::new(&self.location, table, files), hot()))
+        Ok((ArchiveTable::new(&self.location, table, files, Arc::clone(&self.footers)), hot()))
     }
 }
 

@@ -9,8 +9,10 @@ use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::{DFSchema, Result as DfResult, ScalarValue};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::object_store::ObjectStoreUrl;
+use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
+use datafusion::execution::cache::cache_manager::FileMetadataCache;
 use datafusion::execution::context::SessionContext;
 use datafusion::logical_expr::expr_rewriter::unnormalize_col;
 use datafusion::logical_expr::utils::conjunction;
@@ -29,6 +31,7 @@ pub struct ArchiveTable {
     location: Location,
     table: &'static Table,
     files: Vec<DataFile>,
+    footers: Arc<FileMetadataCache>,
 }
 
 impl std::fmt::Debug for ArchiveTable {
@@ -38,8 +41,8 @@ impl std::fmt::Debug for ArchiveTable {
 }
 
 impl ArchiveTable {
-    pub fn new(location: &Location, table: &'static Table, files: Vec<DataFile>) -> Self {
-        Self { location: location.clone(), table, files }
+    pub fn new(location: &Location, table: &'static Table, files: Vec<DataFile>, footers: Arc<FileMetadataCache>) -> Self {
+        Self { location: location.clone(), table, files, footers }
     }
 
     pub fn rows(&self) -> u64 {
@@ -100,7 +103,9 @@ impl TableProvider for ArchiveTable {
         let schema = self.schema();
         // Asked for by key, few rows match: late materialisation spares the rest of the row. Wide sweeps are faster without.
         let by_key = filters.iter().any(|filter| filter.column_refs().iter().any(|column| self.table.looked_up_by.contains(&column.name())));
+        let store = state.runtime_env().object_store(self.store_url()?)?;
         let mut source = ParquetSource::new(Arc::clone(&schema))
+            .with_parquet_file_reader_factory(Arc::new(CachedParquetFileReaderFactory::new(store, Arc::clone(&self.footers))))
             .with_pushdown_filters(by_key)
             .with_reorder_filters(by_key)
             .with_enable_page_index(true)
