@@ -104,6 +104,8 @@ pub struct Detection {
     pub schedule: Option<Schedule>,
     /// The query as it is asked: the file's, its dimensions joined as of the row's append time.
     pub sql: String,
+    /// The query as the file has it.
+    pub written: String,
     /// Line of the file on which the SQL starts.
     pub sql_line: usize,
     /// Sections by heading: "What it finds", "What it misses", "What to do".
@@ -169,7 +171,7 @@ impl Detection {
         }
         let body = Body::read(text).map_err(|(line, message)| fail(line, message))?;
         let (sql_line, written) = body.sql.ok_or_else(|| fail(1, "no ```sql block".into()))?;
-        let sql = with_dimensions_as_of(&written).unwrap_or(written);
+        let sql = with_dimensions_as_of(&written).unwrap_or_else(|| written.clone());
         for section in SECTIONS {
             if body.sections.get(section).is_none_or(|text| text.trim().is_empty()) {
                 return Err(fail(1, format!("section `## {section}` is missing or empty")));
@@ -193,6 +195,7 @@ impl Detection {
             early: head.early,
             schedule,
             sql,
+            written,
             sql_line,
             sections: body.sections,
             tests: body.tests,
