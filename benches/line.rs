@@ -598,6 +598,42 @@ fn residue() {
     );
 }
 
+/// An act that other detections must see at once, whatever floods in: who stops logging (COV-03, one row), uses a key of which a
+/// report is there (EXP-01, a join), is refused five models (LLM-05, a count). It is the identity that tells whose it is.
+fn probe(tick: usize) -> Vec<(&'static keyfuse::table::Table, arrow::array::RecordBatch)> {
+    use keyfuse::table::{Place, Rows, cloudtrail as c, exposure_reports as e};
+    let place = Place { topic: Arc::from("t"), partition: 0, offset: 0, record: 0 };
+    let (at, key) = (START + tick as i64 * 1_000_000, format!("AKIAPROBE{tick:011}"));
+    let mut calls = Rows::new(&c::TABLE);
+    let mut call = |number: usize, source: &str, name: &str, outcome: &str, model: Option<&str>| {
+        calls.stamp(&place, Some(at), Some(at), &format!("probe-{tick}-{number}"), &mut String::new());
+        calls.text(c::EVENT_SOURCE, Some(source));
+        calls.text(c::EVENT_NAME, Some(name));
+        calls.text(c::OUTCOME, Some(outcome));
+        calls.text(c::MODEL_ID, model);
+        calls.text(c::ACCESS_KEY_ID, Some(&key));
+        calls.text(c::IDENTITY, Some(&format!("arn:aws:iam::111122223333:user/{key}")));
+        calls.text(c::AWS_REGION, Some("us-east-1"));
+        calls.end_row();
+    };
+    match tick % 3 {
+        0 => call(0, "cloudtrail.amazonaws.com", "StopLogging", "success", None),
+        1 => call(0, "bedrock.amazonaws.com", "InvokeModel", "success", Some("m")),
+        _ => (0..8).for_each(|number| call(number, "bedrock.amazonaws.com", "InvokeModel", "denied", Some(&format!("model-{number}")))),
+    }
+    let mut batches = vec![(&c::TABLE, calls.finish())];
+    if tick % 3 == 1 {
+        let mut reports = Rows::new(&e::TABLE);
+        reports.stamp(&place, Some(at), Some(at), &format!("report-{tick}"), &mut String::new());
+        reports.text(e::CREDENTIAL, Some(&key));
+        reports.text(e::REPORTER, Some("gitleaks"));
+        reports.text(e::CREDENTIAL_KIND, Some("aws_access_key_id"));
+        reports.end_row();
+        batches.push((&e::TABLE, reports.finish()));
+    }
+    batches
+}
+
 /// Rows of model calls: by a million keys, by one key, or by a few, one second of append time to each 2,000.
 fn calls(count: usize, key_of: impl Fn(usize) -> String) -> Vec<arrow::array::RecordBatch> {
     use keyfuse::table::{Place, Rows, cloudtrail as c};
@@ -629,11 +665,14 @@ fn flood() {
     const ROWS: usize = 1_000_000;
     const BUDGET: usize = 512 << 20;
     println!(
-        "{ROWS} model calls, 2,000 per second of append time, through all shipped detections and one without any predicate; budget {} MiB; one thread.\n",
+        "{ROWS} model calls, 2,000 per second of append time, through all shipped detections and one without any predicate; budget {} MiB; one thread.\n\
+        Into each tick goes one act that another detection must see: the time from its row to its finding, by class of that detection.\n",
         BUDGET >> 20
     );
-    println!("| what arrives | tick p50 ms | p99 ms | most ms | kept rows | kept MiB | keys still to look at | switched off |");
-    println!("|---|---|---|---|---|---|---|---|");
+    println!(
+        "| what arrives | tick p50 ms | p99 ms | most ms | finding p99 ms: C0 | C1 | C2 | not found | kept rows | kept MiB | keys still to look at | switched off |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|---|---|");
     let mut broad = shipped().into_iter().find(|detection| detection.schedule.is_none()).unwrap_or_else(|| panic!("a live detection"));
     (broad.name, broad.id, broad.alert_key) = ("BROAD".into(), uuid::Uuid::from_u128(1), vec!["credential".into()]);
     broad.sql =
@@ -653,23 +692,45 @@ fn flood() {
             .with_tick_bounds(keyfuse::limits::TICK_ROWS, keyfuse::limits::TICK_TIME);
         let past = Memory::default();
         let mut ticks = Vec::new();
+        // When each probe went in, and how long after that its finding came.
+        let (mut asked, mut found) = (HashMap::new(), [Vec::new(), Vec::new(), Vec::new()]);
         for batch in calls(ROWS, key_of) {
             let started = Instant::now();
+            let tick = ticks.len();
             engine.push(&keyfuse::table::cloudtrail::TABLE, &batch).expect("pushed");
-            engine.advance(START + ticks.len() as i64 * 1_000_000);
-            engine.tick(&past).expect("ticked");
+            for (table, batch) in probe(tick) {
+                past.add(table, &batch);
+                engine.push(table, &batch).expect("pushed");
+            }
+            asked.insert(tick, started);
+            engine.advance(START + tick as i64 * 1_000_000);
+            for finding in engine.tick(&past).expect("ticked") {
+                let of_probe = finding.key.iter().find_map(|(_, value)| value.text().rsplit_once("AKIAPROBE")?.1.parse::<usize>().ok());
+                let wanted = |tick: &usize| finding.detection.name == ["COV-03", "EXP-01", "LLM-05"][tick % 3];
+                if let Some(tick) = of_probe.filter(wanted)
+                    && let Some(asked) = asked.remove(&tick)
+                {
+                    found[tick % 3].push(asked.elapsed().as_secs_f64() * 1e3);
+                }
+            }
             engine.let_go(&past).expect("let go");
             ticks.push(started.elapsed().as_secs_f64() * 1e3);
         }
-        ticks.sort_by(f64::total_cmp);
-        let at = |share: f64| ticks[((ticks.len() - 1) as f64 * share) as usize];
+        let at = |times: &mut Vec<f64>, share: f64| {
+            times.sort_by(f64::total_cmp);
+            times.get((times.len().saturating_sub(1) as f64 * share) as usize).copied().unwrap_or(f64::NAN)
+        };
         let off: Vec<String> = engine.report().into_iter().filter(|report| report.suspended.is_some()).map(|report| report.detection).collect();
         let off = if off.is_empty() { "none".to_owned() } else { off.join(" ") };
         println!(
-            "| {name} | {:.1} | {:.1} | {:.1} | {} | {} | {} | {off} |",
-            at(0.5),
-            at(0.99),
-            at(1.0),
+            "| {name} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {:.0} | {} | {} | {} | {} | {off} |",
+            at(&mut ticks, 0.5),
+            at(&mut ticks, 0.99),
+            at(&mut ticks, 1.0),
+            at(&mut found[0], 0.99),
+            at(&mut found[1], 0.99),
+            at(&mut found[2], 0.99),
+            asked.len(),
             engine.residue_rows(),
             engine.residue_bytes() >> 20,
             engine.pending()
@@ -677,9 +738,9 @@ fn flood() {
     }
 }
 
-/// Ninety days of calls in an archive, an hour's in each file, and five questions of it: ours and DuckDB's time, and what was read.
+/// Ninety days of calls in an archive, and five questions of it: ours and DuckDB's time, and what was read. Once as flushes leave it
+/// (six an hour here), once compacted.
 fn lookups() {
-    use keyfuse::query::{Door, Limits, Rows};
     use keyfuse::table::{Place, Rows as Columns, cloudtrail as c};
     const DAYS: usize = 90;
     const A_DAY: usize = 48_000;
@@ -689,9 +750,9 @@ fn lookups() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let archive = runtime.block_on(Archive::open(&place, &HashMap::new())).expect("an archive");
     let kafka = Place { topic: Arc::from("t"), partition: 0, offset: 0, record: 0 };
-    for day in 0..DAYS {
+    for (day, flush) in (0..DAYS).flat_map(|day| (0..6).map(move |flush| (day, flush))) {
         let mut rows = Columns::new(&c::TABLE);
-        for number in day * A_DAY..(day + 1) * A_DAY {
+        for number in (day * A_DAY..(day + 1) * A_DAY).filter(|number| number % 6 == flush) {
             let at = START + number as i64 * (86_400_000_000 / A_DAY as i64);
             // Most keys work every day, one in ten on few of them: those are the ones that people look for.
             let key = number.wrapping_mul(7_919) % KEYS;
@@ -718,14 +779,21 @@ fn lookups() {
         ("one key, one day", "SELECT event_time, event_name, source_ip FROM cloudtrail WHERE access_key_id = 'AKIA0000000000004011' AND event_time >= TIMESTAMPTZ '2026-06-20 00:00:00Z' AND event_time < TIMESTAMPTZ '2026-06-21 00:00:00Z'".to_owned()),
         ("refused calls by identity, all days", "SELECT identity, count(*) AS n FROM cloudtrail WHERE outcome = 'denied' GROUP BY 1 ORDER BY n DESC LIMIT 10".to_owned()),
     ];
+    look_up(&runtime, &archive, &questions);
+    let begun = Instant::now();
+    let tidied = runtime.block_on(archive.compact(&c::TABLE, clock::now() + clock::DAY)).expect("compacted");
+    println!("\nCompacted in {:.0} s: {} files became {}.\n", begun.elapsed().as_secs_f64(), tidied.compacted, tidied.written);
+    look_up(&runtime, &archive, &questions);
+}
+
+fn look_up(runtime: &tokio::runtime::Runtime, archive: &Archive, questions: &[(&str, String)]) {
+    use keyfuse::query::{Door, Limits, Rows};
+    let table = &keyfuse::table::cloudtrail::TABLE;
     let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-    println!(
-        "{} rows of {DAYS} days in {} files; {KEYS} keys a day; {threads} threads; median of five, files in the system's cache.\n",
-        DAYS * A_DAY,
-        DAYS * 24
-    );
+    let (rows, files) = runtime.block_on(async { (archive.read(table).await.expect("reads").rows(), archive.files(table).await.expect("reads")) });
+    println!("{rows} rows of ninety days in {files} files; {threads} threads; median of five, files in the system's cache.\n");
     let (known, fingerprinter) = (Dimensions::default(), Fingerprinter::public());
-    let door = runtime.block_on(Door::open(Rows::Archive(&archive), &known, &fingerprinter, Limits::default())).expect("a door");
+    let door = runtime.block_on(Door::open(Rows::Archive(archive), &known, &fingerprinter, Limits::default())).expect("a door");
     let ask = |sql: &str| runtime.block_on(door.ask(sql)).unwrap_or_else(|error| panic!("{sql}: {error}"));
     let ours: Vec<(f64, usize)> = questions
         .iter()
@@ -745,7 +813,7 @@ fn lookups() {
     let theirs: Vec<Option<(f64, usize)>> = match std::env::var("KEYFUSE_PYTHON") {
         Ok(python) => {
             let mut asking = Command::new(python)
-                .args(["benches/lookups.py", &format!("{place}/cloudtrail"), &threads.to_string()])
+                .args(["benches/lookups.py", &format!("{}cloudtrail", archive.location().url.path()), &threads.to_string()])
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()
@@ -806,6 +874,7 @@ fn latency() {
         data: folder.path().join("data"),
         archive: folder.path().join("archive").to_string_lossy().into_owned(),
         archive_options: HashMap::new(),
+        keep: None,
         commit_every: Duration::from_secs(2),
         keep_raw: true,
         listen: ([127, 0, 0, 1], 0).into(),

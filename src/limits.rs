@@ -50,8 +50,10 @@ pub const TICK_ROWS: usize = 100_000;
 /// After this, one tick of the running service begins with no other detection.
 pub const TICK_TIME: Duration = Duration::from_millis(250);
 
-/// Below this, a key's kept rows are not the reason why a detection takes long.
-pub const HOT_KEY_ROWS: usize = 2_000;
+/// Largest file that compacting writes (bytes of Parquet).
+pub const COMPACTED_FILE: usize = 256 << 20;
+/// Memory in which an hour is sorted when it is compacted; the rest goes to temporary files (bytes).
+pub const COMPACTING: usize = 512 << 20;
 
 /// Memory for footers of the archive's files that were read (bytes): some tens of kilobytes for each.
 pub const FOOTERS: usize = 256 << 20;

@@ -5,7 +5,7 @@ use prometheus::{Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCoun
 use crate::alert::Held;
 use crate::decode::Reason;
 use crate::detect::Level;
-use crate::table::{CANARY_OUTCOMES, STREAMS};
+use crate::table::{CANARY_OUTCOMES, STREAMS, TABLES};
 
 /// All metrics of one process.
 pub struct Metrics {
@@ -50,6 +50,11 @@ pub struct Metrics {
     pub archive_bytes: IntCounter,
     pub archive_commit_seconds: Histogram,
     pub archive_last_commit: Gauge,
+    pub archive_files: IntGaugeVec,
+    pub archive_compacted: IntCounter,
+    pub archive_duplicates: IntCounterVec,
+    pub archive_expired: IntCounter,
+    pub archive_tidy_failures: IntCounter,
     pub deliveries: IntCounterVec,
     pub delivery_failures: IntCounterVec,
     pub dead_letters: IntCounterVec,
@@ -152,6 +157,18 @@ impl Metrics {
             archive_bytes: counter("keyfuse_archive_bytes_total", "Bytes of Parquet written")?,
             archive_commit_seconds: seconds("keyfuse_archive_commit_seconds", "Time of one flush", &latency)?,
             archive_last_commit: register(&registry, Gauge::new("keyfuse_archive_last_commit_timestamp_seconds", "When the last flush was committed")?)?,
+            archive_files: register(
+                &registry,
+                IntGaugeVec::new(Opts::new("keyfuse_archive_files", "Parquet files of a table, as of the last tidying"), &["table"])?,
+            )?,
+            archive_compacted: counter("keyfuse_archive_compacted_files_total", "Small files whose rows were sorted into larger ones")?,
+            archive_duplicates: counters(
+                "keyfuse_archive_duplicate_rows_total",
+                "Rows left out when an hour was compacted: the same record, delivered again",
+                &["table"],
+            )?,
+            archive_expired: counter("keyfuse_archive_expired_files_total", "Files taken out of the archive because their rows have had their time")?,
+            archive_tidy_failures: counter("keyfuse_archive_tidy_failures_total", "Attempts to tidy a table that failed and will be made again")?,
             deliveries: counters("keyfuse_deliveries_total", "Alert revisions that a sink has taken", &["sink"])?,
             delivery_failures: counters("keyfuse_delivery_failures_total", "Attempts that a sink refused", &["sink"])?,
             dead_letters: counters(
@@ -165,6 +182,10 @@ impl Metrics {
             metrics.rows.with_label_values(&[table.name]);
             metrics.late_rows.with_label_values(&[table.name]);
             metrics.event_to_append.with_label_values(&[table.name]);
+        }
+        for table in TABLES {
+            metrics.archive_files.with_label_values(&[table.name]);
+            metrics.archive_duplicates.with_label_values(&[table.name]);
         }
         for reason in Reason::ALL {
             metrics.rejects.with_label_values(&[reason.name()]);

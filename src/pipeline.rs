@@ -10,6 +10,8 @@
 mod asking;
 mod canaries;
 mod rollout;
+mod tidying;
+mod watermark;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -43,6 +45,8 @@ use crate::source::kafka::{Event, Fetched, KafkaSource, Poll, client_config};
 use crate::table::{
     History, LookBack, Memory, Rows, TABLES, Table, alerts, canaries as canary_rows, cloudtrail as system, detection_health, rejects, statements, words,
 };
+pub use watermark::{BROKER_SKEW, Lag, Progress, watermark};
+
 use asking::{Answer, Question, What};
 use canaries::{Proof, Told};
 use rollout::{Rollout, Rollouts};
@@ -56,10 +60,6 @@ const UPDATE_EVERY: Micros = 10 * clock::SECOND;
 const UNARCHIVED_BYTES: usize = 512 << 20;
 /// Clocks of honest producers differ by less than this.
 const CLOCK_SKEW: Micros = 2 * clock::MINUTE;
-/// Silence after which a partition with nothing waiting no longer holds the watermark back.
-const IDLE_AFTER: Micros = 30 * clock::SECOND;
-/// Clocks of brokers differ by less than this.
-const BROKER_SKEW: Micros = 5 * clock::SECOND;
 /// A detection that looks at what arrived so long ago (append time) is said to be behind.
 const BEHIND: Micros = 10 * clock::SECOND;
 /// How often it is noted what each detection could see.
@@ -232,6 +232,7 @@ impl Service {
         }
         let health = Arc::new(Health::default());
         let questions = asking::start(&archive, &fingerprinter, orders.clone()).map_err(one)?;
+        let tidying = tidying::start(&archive, config.keep, &metrics).map_err(one)?;
         let canaries = match config.canaries {
             Some(settings) => {
                 let producer = KafkaSender::new(&kafka).map_err(one)?;
@@ -246,6 +247,7 @@ impl Service {
             proofs: HashMap::new(),
             dimensions,
             questions,
+            _tidying: tidying,
             asked: recovered.asked,
             failed_moments: HashMap::new(),
             rollouts,
@@ -328,24 +330,6 @@ impl Service {
         let _ = self.orders.send(Order::Stop);
         self.engine.join().map_err(|_| Error::bug("the engine thread panicked"))?
     }
-}
-
-/// How far all partitions have come in append time; none while one of them has messages waiting and was not heard yet.
-/// A partition that has been silent for a while, with nothing waiting in it, holds nobody back: where the broker sets the
-/// times it has come as far as the clock, else it says nothing.
-fn watermark(partitions: &HashMap<(String, i32), Progress>, lag: &Lag, now: Micros) -> Option<Micros> {
-    let mut least: Option<Micros> = None;
-    for (partition, progress) in partitions {
-        let drained = lag.waiting.get(partition) == Some(&0);
-        let time = match progress.append_time {
-            Some(time) if drained && progress.by_broker => time.max(lag.asked_at - BROKER_SKEW),
-            _ if drained && now - progress.heard_at > IDLE_AFTER => continue,
-            None => return None,
-            Some(time) => time,
-        };
-        least = Some(least.map_or(time, |known| known.min(time)));
-    }
-    least
 }
 
 /// Archives statements and takes them up. They count from when they were made, but not for rows that were decided without them.
@@ -450,6 +434,8 @@ struct Worker {
     proofs: HashMap<String, (Micros, &'static str)>,
     dimensions: Arc<Dimensions>,
     questions: Sender<Question>,
+    /// While it is there, the archive is kept tidy.
+    _tidying: Sender<()>,
     /// Up to which moment each detection with a schedule was asked.
     asked: HashMap<uuid::Uuid, Micros>,
     failed_moments: HashMap<uuid::Uuid, BTreeSet<Micros>>,
@@ -505,31 +491,6 @@ struct Worker {
     rows: BTreeMap<&'static str, u64>,
     stopping: bool,
     lag: Arc<Mutex<Lag>>,
-}
-
-/// What the broker last said of messages waiting.
-#[derive(Default)]
-struct Lag {
-    /// Wall clock before it was asked: what was not there then is appended later.
-    asked_at: Micros,
-    waiting: HashMap<(String, i32), i64>,
-}
-
-/// How far a partition has come.
-#[derive(Clone, Copy)]
-struct Progress {
-    /// Latest append time read; none before the first message.
-    append_time: Option<Micros>,
-    /// When (wall clock) something was last read of it.
-    heard_at: Micros,
-    /// Its times are the broker's.
-    by_broker: bool,
-}
-
-impl Default for Progress {
-    fn default() -> Self {
-        Self { append_time: None, heard_at: clock::now(), by_broker: false }
-    }
 }
 
 impl Worker {
@@ -641,15 +602,22 @@ impl Worker {
     /// Asks the detections with a schedule about the moments that append time, and the archive with it, has passed.
     fn ask_scheduled(&mut self, archived_to: Option<Micros>) {
         let Some(archived_to) = archived_to else { return };
-        for detection in self.engine.scheduled() {
+        for mut asked in self.engine.scheduled() {
+            let every = asked.detection.schedule.map_or(0, |schedule| schedule.every);
             // One that is new is asked from now on.
-            let after = self.asked.entry(detection.id).or_insert_with(|| archived_to.saturating_sub(detection.schedule.map_or(0, |schedule| schedule.every)));
-            let moments = schedule::moments(&detection, *after, archived_to, schedule::MAKE_UP);
+            let after = self.asked.entry(asked.detection.id).or_insert_with(|| archived_to.saturating_sub(every));
+            let mut moments = schedule::moments(&asked.detection, *after, archived_to, schedule::MAKE_UP);
+            if asked.instead.is_some() && moments.len() > 1 {
+                // One question about all that lies between: what was missed is not asked quarter of an hour by quarter of an hour.
+                let missed = moments.len() as Micros * every;
+                Arc::make_mut(&mut asked.detection).schedule.iter_mut().for_each(|schedule| schedule.over += missed);
+                moments.drain(..moments.len() - 1);
+            }
             // What failed is asked again when the next moment has come.
-            let failed = if moments.is_empty() { None } else { self.failed_moments.remove(&detection.id) };
+            let failed = if moments.is_empty() { None } else { self.failed_moments.remove(&asked.detection.id) };
             for at in failed.into_iter().flatten().chain(moments) {
                 *after = at;
-                let what = What::Scheduled(Arc::clone(&detection), at);
+                let what = What::Scheduled(asked.clone(), at);
                 let _ = self.questions.send(Question { what, dimensions: Arc::clone(&self.dimensions) });
             }
         }
@@ -669,6 +637,7 @@ impl Worker {
         let outcome = match answer {
             Answer::Scheduled(detection, at, Ok(mut findings)) => {
                 findings.retain(|finding| self.engine.is_sure(&detection, finding.alert_time, at));
+                findings.iter_mut().for_each(|finding| finding.warming = self.engine.is_warming(&detection, finding.alert_time));
                 self.take_findings(&findings, None);
                 // The log says that it was asked only after it says what came of it.
                 self.tell_updates(true)?;
@@ -848,11 +817,9 @@ impl Worker {
         }
         self.decide(received_at)?;
         if let Some(progress) = progress {
-            self.unlogged.extend(self.book.settle(progress, &self.engine.unsure()));
+            self.unlogged.extend(self.book.settle(progress, &self.engine.sure_to()));
             // What still waits to be looked at is not decided: a restart begins there again.
-            if self.engine.pending() == 0 {
-                self.decided = self.decided.max(Some(progress));
-            }
+            self.decided = self.decided.max(Some(self.engine.decided()));
             self.metrics.progress.set(progress as f64 / 1e6);
             self.metrics.undecided.set(self.engine.undecided() as i64);
             self.metrics.pending.set(self.engine.pending() as i64);
@@ -1085,11 +1052,10 @@ impl Worker {
             let (state, note) = match (&report.suspended, report.tally.failed, report.missing.is_empty()) {
                 (Some(why), ..) => ("suspended", Some(why.clone())),
                 (None, true, _) => ("failing", None),
-                (None, false, _) if report.hot > 0 => (
-                    "behind",
-                    Some(format!("{} keys have too many rows to be looked at live, and are asked over the archive every quarter of an hour", report.hot)),
-                ),
-                (None, false, _) if report.behind > BEHIND => ("behind", Some(format!("{} s behind what has arrived", report.behind / clock::SECOND))),
+                (None, false, _) if report.behind > BEHIND => {
+                    let many = if report.resting > 0 { format!(", for {} keys of very many rows", report.resting) } else { String::new() };
+                    ("behind", Some(format!("{} s behind what has arrived{many}", report.behind / clock::SECOND)))
+                }
                 (None, false, false) => ("blind", Some(format!("nothing arrives of {}", report.missing.join(", ")))),
                 (None, false, true) => ("seeing", None),
             };
@@ -1165,8 +1131,10 @@ impl Worker {
     }
 
     fn close(&mut self) -> Result<()> {
+        self.engine.wake();
         self.decide(None)?;
         while self.engine.pending() > 0 {
+            self.engine.wake();
             self.decide(None)?;
         }
         self.flush_and_wait()?;
@@ -1266,31 +1234,5 @@ impl Worker {
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::clock::{MINUTE, SECOND};
-
-    #[test]
-    fn a_silent_partition_has_come_as_far_as_the_broker_s_clock_and_a_producer_s_says_nothing() {
-        let now = 1_000 * MINUTE;
-        let heard = |append_time: Option<Micros>, by_broker: bool| Progress { append_time, heard_at: now - 10 * MINUTE, by_broker };
-        let place = |number: i32| ("t".to_owned(), number);
-        let lag =
-            |waiting: &[i64]| Lag { asked_at: now - SECOND, waiting: waiting.iter().enumerate().map(|(at, waiting)| (place(at as i32), *waiting)).collect() };
-        let of = |all: &[Progress], waiting: &[i64]| {
-            let partitions = all.iter().enumerate().map(|(at, progress)| (place(at as i32), *progress)).collect();
-            watermark(&partitions, &lag(waiting), now)
-        };
-        let old = now - 60 * MINUTE;
-        assert_eq!(of(&[heard(Some(old), true)], &[0]), Some(now - 6 * SECOND), "drained: nothing older can still come");
-        assert_eq!(of(&[heard(Some(old), true)], &[5]), Some(old), "five are waiting, and they may be as old");
-        assert_eq!(of(&[heard(Some(old), false)], &[0]), None, "a producer's clock: what comes next may say anything");
-        assert_eq!(of(&[heard(Some(old), false), heard(Some(now - MINUTE), true)], &[0, 5]), Some(now - MINUTE), "and it holds nobody back");
-        assert_eq!(of(&[heard(None, false), heard(Some(now), true)], &[7, 0]), None, "one is not heard yet and has messages waiting");
-        assert_eq!(of(&[heard(None, false), heard(Some(now - MINUTE), true)], &[0, 5]), Some(now - MINUTE), "an empty one holds nobody back");
     }
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::alert::{Alert, AlertBook, AllowList, Status, alerts_of};
 use crate::clock::{Micros, parse_length, parse_time};
-use crate::detect::{Detection, Engine, Finding, Test};
+use crate::detect::{Detection, Engine, Finding, Scheduled, Test};
 use crate::dimension::{self, Dimensions};
 use crate::error::{Error, Result};
 use crate::query;
@@ -118,12 +118,12 @@ fn check_scheduled(detection: &Detection, dimensions: &Dimensions, test: &Test) 
         past.add(table, &batch);
     }
     let every = detection.schedule.map_or(1, |schedule| schedule.every);
-    let (detection, past) = (Arc::new(detection.clone()), Past::Memory(Arc::new(past)));
-    let moments = if first > last { Vec::new() } else { schedule::moments(&detection, first, last + every, 2_000) };
+    let (asked, past) = (Scheduled { detection: Arc::new(detection.clone()), instead: None }, Past::Memory(Arc::new(past)));
+    let moments = if first > last { Vec::new() } else { schedule::moments(detection, first, last + every, 2_000) };
     let runtime = query::runtime().map_err(|error| error.to_string())?;
     let mut findings = Vec::new();
     for at in moments {
-        let found = runtime.block_on(schedule::ask(&detection, at, &past, dimensions, &Fingerprinter::public()));
+        let found = runtime.block_on(schedule::ask(&asked, at, &past, dimensions, &Fingerprinter::public()));
         findings.extend(found.map_err(|error| error.to_string())?);
     }
     compare(&alerts_of(&findings, AllowList::default()), test)

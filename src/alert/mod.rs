@@ -425,13 +425,14 @@ impl AlertBook {
         changed
     }
 
-    /// Takes back what was told early and did not become final, although append time has come so far; gives its ids.
-    /// Alerts of detections that are `unsure` stay as they are: nobody has looked whether they still hold.
-    pub fn settle(&mut self, progress: Micros, unsure: &hashbrown::HashSet<&str>) -> Vec<String> {
+    /// Takes back what was told early and did not become final, although append time has come so far; gives its ids. Each detection
+    /// counts as far as it is sure: beyond that nobody has looked whether an alert still holds.
+    pub fn settle(&mut self, progress: Micros, sure_to: &hashbrown::HashMap<&str, Micros>) -> Vec<String> {
         let mut taken_back = Vec::new();
         self.provisional.retain(|id| {
             let Some(alert) = self.alerts.get_mut(id).filter(|alert| alert.status == Status::Provisional) else { return false };
-            if alert.settles_at.is_some_and(|at| at >= progress) || unsure.contains(alert.detection.as_str()) {
+            let sure_to = sure_to.get(alert.detection.as_str()).map_or(progress, |sure_to| progress.min(*sure_to));
+            if alert.settles_at.is_some_and(|at| at >= sure_to) {
                 return true;
             }
             alert.status = Status::Retracted;

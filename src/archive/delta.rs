@@ -4,23 +4,32 @@
 //! refuse a stale re-commit by itself, so positions go in as `txn` actions: a concurrent commit of the same partition then
 //! conflicts, and what this log believes the positions to be is compared before it commits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use deltalake_core::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake_core::kernel::{Action, Add, DataType, PrimitiveType, StructField, Transaction};
 use deltalake_core::logstore::logstore_factories;
 use deltalake_core::operations::create::CreateBuilder;
+use deltalake_core::protocol::checkpoints::cleanup_metadata;
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
 use deltalake_core::table::state::DeltaTableState;
-use deltalake_core::{DeltaTable, DeltaTableBuilder, DeltaTableError};
+use deltalake_core::{DeltaTable, DeltaTableBuilder, DeltaTableError, TableProperty};
 
 use url::Url;
 
 use super::{CommitLog, DataFile, Location, Partition, Positions};
-use crate::clock;
+use crate::clock::{self, DAY, Micros};
 use crate::error::{At, Error, Result};
+use crate::limits;
 use crate::table::{Kind, Table};
+
+/// How long entries of the log stay behind a checkpoint that holds them: each flush writes one, and whoever opens the table lists them.
+const LOG_STAYS: &str = "interval 6 hours";
+/// How long a file that was replaced stays for readers who began before: longer than any question may take.
+const REPLACED_STAY: Micros = DAY;
+/// How long the log knows of it: longer, or it would be forgotten before it is deleted.
+const REMOVALS_STAY: &str = "interval 3 days";
 
 /// The Delta log of one table.
 pub struct DeltaLog {
@@ -61,6 +70,8 @@ impl DeltaLog {
                 .with_comment(table.doc)
                 .with_columns(fields(table))
                 .with_partition_columns(["dt", "h"])
+                .with_configuration_property(TableProperty::LogRetentionDuration, Some(LOG_STAYS))
+                .with_configuration_property(TableProperty::DeletedFileRetentionDuration, Some(REMOVALS_STAY))
                 .with_save_mode(SaveMode::Ignore)
                 .await;
             // Another process may have created it in the same moment.
@@ -140,37 +151,11 @@ impl CommitLog for DeltaLog {
                 )));
             }
         }
-        let modified = clock::now() / 1000;
-        let adds = files.iter().map(|file| {
-            Action::Add(Add {
-                path: file.path.clone(),
-                partition_values: HashMap::from([("dt".to_owned(), Some(file.date.clone())), ("h".to_owned(), Some(file.hour.to_string()))]),
-                size: file.bytes as i64,
-                modification_time: modified,
-                data_change: true,
-                stats: Some(file.stats.clone()),
-                tags: None,
-                deletion_vector: None,
-                base_row_id: None,
-                default_row_commit_version: None,
-                clustering_provider: None,
-            })
-        });
-        let txns =
-            positions.iter().map(|(partition, offset)| Action::Txn(Transaction { app_id: app_id(partition), version: *offset, last_updated: Some(modified) }));
+        let adds = files.iter().map(|file| Action::Add(add(file, true)));
+        let now = Some(clock::now() / 1000);
+        let txns = positions.iter().map(|(partition, offset)| Action::Txn(Transaction { app_id: app_id(partition), version: *offset, last_updated: now }));
         let operation = DeltaOperation::Write { mode: SaveMode::Append, partition_by: Some(vec!["dt".into(), "h".into()]), predicate: None };
-        let committed = CommitBuilder::from(CommitProperties::default())
-            .with_actions(adds.chain(txns).collect())
-            .build(Some(&self.state), Arc::clone(&log_store), operation)
-            .await
-            .map_err(|error| match error {
-                DeltaTableError::Transaction { .. } => Error::conflict(place.clone()).because(error),
-                other => Error::environment(place.clone()).because(other),
-            })?;
-        if let Some(folder) = &self.local {
-            sync_log(folder, committed.version).at(|| place.clone())?;
-        }
-        self.state = committed.snapshot;
+        self.commit_actions(adds.chain(txns).collect(), operation).await?;
         self.known.extend(positions.clone());
         Ok(())
     }
@@ -188,9 +173,78 @@ impl CommitLog for DeltaLog {
                 date: partition.get("dt").cloned().flatten().unwrap_or_default(),
                 hour: partition.get("h").cloned().flatten().and_then(|h| h.parse().ok()).unwrap_or(0),
                 stats: file.stats().unwrap_or_default(),
+                written_at: file.modification_time().saturating_mul(1000),
             }
         });
         Ok(files.collect())
+    }
+
+    async fn replace(&mut self, old: &[DataFile], new: &[DataFile]) -> Result<()> {
+        let log_store = self.delta.log_store();
+        self.state.update(log_store.as_ref(), None).await.at(|| self.place())?;
+        let gone: HashSet<&str> = old.iter().map(|file| file.path.as_str()).collect();
+        // Without new files the rows are gone too.
+        let rows_change = new.is_empty();
+        let data = self.state.log_data();
+        let removes: Vec<Action> =
+            data.iter().filter(|file| gone.contains(file.path().as_ref())).map(|file| Action::Remove(file.remove_action(rows_change))).collect();
+        if removes.len() < gone.len() {
+            return Err(Error::conflict(format!("{}: files that were to be replaced are gone: another process compacts this archive", self.place())));
+        }
+        let operation = match rows_change {
+            true => DeltaOperation::Delete { predicate: None },
+            false => DeltaOperation::Optimize { predicate: None, target_size: limits::COMPACTED_FILE as i64 },
+        };
+        let adds = new.iter().map(|file| Action::Add(add(file, false)));
+        self.commit_actions(removes.into_iter().chain(adds).collect(), operation).await
+    }
+
+    async fn tidy(&mut self) -> Result<()> {
+        self.state.update(self.delta.log_store().as_ref(), None).await.at(|| self.place())?;
+        let mut table = self.delta.clone();
+        table.state = Some(self.state.clone());
+        let kept = chrono::Duration::microseconds(REPLACED_STAY);
+        let (mut table, _) = table.vacuum().with_retention_period(kept).with_enforce_retention_duration(false).await.at(|| self.place())?;
+        // What deleting committed is not what cleaning up must leave.
+        table.update_state().await.at(|| self.place())?;
+        cleanup_metadata(&table, None).await.at(|| self.place())?;
+        Ok(())
+    }
+}
+
+impl DeltaLog {
+    async fn commit_actions(&mut self, actions: Vec<Action>, operation: DeltaOperation) -> Result<()> {
+        let place = self.place();
+        // Cleaning up lists the whole log: that is for once an hour ([`CommitLog::tidy`]), not for every commit.
+        let committed = CommitBuilder::from(CommitProperties::default().with_cleanup_expired_logs(Some(false)))
+            .with_actions(actions)
+            .build(Some(&self.state), self.delta.log_store(), operation)
+            .await
+            .map_err(|error| match error {
+                DeltaTableError::Transaction { .. } => Error::conflict(place.clone()).because(error),
+                other => Error::environment(place.clone()).because(other),
+            })?;
+        if let Some(folder) = &self.local {
+            sync_log(folder, committed.version).at(|| place)?;
+        }
+        self.state = committed.snapshot;
+        Ok(())
+    }
+}
+
+fn add(file: &DataFile, data_change: bool) -> Add {
+    Add {
+        path: file.path.clone(),
+        partition_values: HashMap::from([("dt".to_owned(), Some(file.date.clone())), ("h".to_owned(), Some(file.hour.to_string()))]),
+        size: file.bytes as i64,
+        modification_time: file.written_at / 1000,
+        data_change,
+        stats: Some(file.stats.clone()),
+        tags: None,
+        deletion_vector: None,
+        base_row_id: None,
+        default_row_commit_version: None,
+        clustering_provider: None,
     }
 }
 

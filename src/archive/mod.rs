@@ -2,10 +2,12 @@
 //!
 //! A flush writes Parquet files, then commits them table by table together with the Kafka positions that they reach up to.
 //! `rejects` commits last in every flush, rows or not: its positions say up to where all tables are whole.
-//! After a crash between two tables, a table that is ahead skips the rows that it already has.
+//! After a crash between two tables, a table that is ahead skips the rows that it already has. Hours that have passed are
+//! compacted ([`Archive::compact`]): many small files become one, sorted.
 
 mod delta;
 mod read;
+mod tidy;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,6 +28,7 @@ use crate::table::{STREAMS, Span, TABLES, Table, rejects};
 
 pub use delta::DeltaLog;
 pub use read::{ArchiveHistory, ArchiveTable};
+pub use tidy::Tidied;
 pub use write::to_parquet;
 
 /// A Kafka partition: topic and number.
@@ -46,6 +49,7 @@ pub struct DataFile {
     pub hour: i32,
     /// Delta statistics, as JSON.
     pub stats: String,
+    pub written_at: Micros,
 }
 
 impl DataFile {
@@ -69,6 +73,15 @@ pub trait CommitLog: Send {
 
     /// The files of the table now.
     async fn files(&mut self) -> Result<Vec<DataFile>>;
+
+    /// Puts files in the place of others in one atomic step: the same rows in fewer files, or none where rows have had their time.
+    ///
+    /// # Errors
+    /// Another writer took one of the old files away meanwhile: nothing is committed.
+    async fn replace(&mut self, old: &[DataFile], new: &[DataFile]) -> Result<()>;
+
+    /// Deletes what no reader needs any more: files that were replaced a day ago, old entries of the log.
+    async fn tidy(&mut self) -> Result<()>;
 }
 
 /// Where the archive lies and how to reach it.
@@ -190,6 +203,14 @@ impl Archive {
     pub async fn append(&self, table: &'static Table, batch: &RecordBatch) -> Result<()> {
         let files = write::write(&self.location, table, std::slice::from_ref(batch), &Positions::new()).await?;
         self.log(table)?.lock().await.commit(&files, &Positions::new()).await
+    }
+
+    /// How many files a table has.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub async fn files(&self, table: &'static Table) -> Result<usize> {
+        Ok(self.log(table)?.lock().await.files().await?.len())
     }
 
     /// Every row of a table. Only for small ones.

@@ -14,7 +14,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
 use super::{DataFile, Location, Positions};
-use crate::clock::{HOUR, rfc3339};
+use crate::clock::{self, HOUR, rfc3339};
 use crate::error::{At, Result};
 use crate::table::{Kind, Table};
 
@@ -41,29 +41,94 @@ fn properties(table: &Table) -> WriterProperties {
 ///
 /// # Errors
 /// Parquet's, never in practice: the bytes stay in memory.
-pub fn to_parquet(table: &Table, batches: &[RecordBatch]) -> Result<Vec<u8>> {
-    let options = ArrowWriterOptions::new().with_properties(properties(table)).with_skip_arrow_metadata(true);
-    let mut writer = ArrowWriter::try_new_with_options(Vec::new(), table.schema(), options).at(|| format!("Parquet writer for {}", table.name))?;
-    for batch in batches {
-        writer.write(batch).at(|| format!("encoding {}", table.name))?;
-    }
-    writer.into_inner().at(|| format!("encoding {}", table.name))
+pub fn to_parquet(table: &'static Table, batches: &[RecordBatch]) -> Result<Vec<u8>> {
+    let mut file = FileInMaking::new(table)?;
+    batches.iter().try_for_each(|batch| file.add(batch))?;
+    file.bytes()
 }
 
 /// Writes the rows of one flush, one file per append hour, durable before it returns.
 pub async fn write(location: &Location, table: &'static Table, batches: &[RecordBatch], positions: &Positions) -> Result<Vec<DataFile>> {
     let mut files = Vec::new();
     for (hour, batches) in by_hour(table, batches)? {
-        let bytes = to_parquet(table, &batches)?;
-        let date = rfc3339(hour * HOUR);
-        let (date, hour_of_day) = (date[..10].to_owned(), hour.rem_euclid(24) as i32);
-        let name = name_of(table, hour, positions, &bytes);
-        let path = format!("dt={date}/h={hour_of_day:02}/{name}");
-        let (size, rows) = (bytes.len() as u64, batches.iter().map(|batch| batch.num_rows() as u64).sum());
-        put(location, table, &path, bytes).await?;
-        files.push(DataFile { path, bytes: size, rows, date, hour: hour_of_day, stats: stats(table, &batches, rows) });
+        let mut file = FileInMaking::new(table)?;
+        batches.iter().try_for_each(|batch| file.add(batch))?;
+        files.push(file.put(location, hour, positions).await?);
     }
     Ok(files)
+}
+
+/// A data file that is being written, and what the commit log will say of it.
+pub struct FileInMaking {
+    table: &'static Table,
+    writer: ArrowWriter<Vec<u8>>,
+    rows: u64,
+    /// Of the time columns that get statistics: number of the column, nulls, bounds.
+    times: Vec<(usize, usize, Option<(i64, i64)>)>,
+}
+
+impl FileInMaking {
+    pub fn new(table: &'static Table) -> Result<Self> {
+        let options = ArrowWriterOptions::new().with_properties(properties(table)).with_skip_arrow_metadata(true);
+        let writer = ArrowWriter::try_new_with_options(Vec::new(), table.schema(), options).at(|| format!("Parquet writer for {}", table.name))?;
+        let times = table.columns.iter().enumerate().filter(|(_, column)| column.kind == Kind::Time).take(4);
+        Ok(Self { table, writer, rows: 0, times: times.map(|(index, _)| (index, 0, None)).collect() })
+    }
+
+    pub fn add(&mut self, batch: &RecordBatch) -> Result<()> {
+        self.writer.write(batch).at(|| format!("encoding {}", self.table.name))?;
+        self.rows += batch.num_rows() as u64;
+        for (index, nulls, bounds) in &mut self.times {
+            let times = batch.column(*index).as_primitive::<TimestampMicrosecondType>();
+            *nulls += times.null_count();
+            if let (Some(low), Some(high)) = (min(times), max(times)) {
+                *bounds = Some(bounds.map_or((low, high), |(lowest, highest)| (lowest.min(low), highest.max(high))));
+            }
+        }
+        Ok(())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// About how large it has become (bytes).
+    pub fn size(&self) -> usize {
+        self.writer.bytes_written() + self.writer.in_progress_size()
+    }
+
+    fn bytes(self) -> Result<Vec<u8>> {
+        self.writer.into_inner().at(|| format!("encoding {}", self.table.name))
+    }
+
+    /// Ends it and stores it, durable before it returns. `hour`: hours since 1970, of the append time of all its rows.
+    pub async fn put(self, location: &Location, hour: i64, positions: &Positions) -> Result<DataFile> {
+        let (table, rows, stats) = (self.table, self.rows, self.stats());
+        let bytes = self.bytes()?;
+        let date = rfc3339(hour * HOUR);
+        let (date, hour_of_day) = (date[..10].to_owned(), hour.rem_euclid(24) as i32);
+        let path = format!("dt={date}/h={hour_of_day:02}/{}", name_of(table, hour, positions, &bytes));
+        let size = bytes.len() as u64;
+        put(location, table, &path, bytes).await?;
+        Ok(DataFile { path, bytes: size, rows, date, hour: hour_of_day, stats, written_at: clock::now() })
+    }
+
+    /// Delta statistics: row count and the bounds of the time columns, by which readers skip files.
+    fn stats(&self) -> String {
+        let mut lowest = serde_json::Map::new();
+        let mut highest = serde_json::Map::new();
+        let mut nulls = serde_json::Map::new();
+        for (index, null_count, bounds) in &self.times {
+            let name = self.table.columns[*index].name;
+            nulls.insert(name.into(), (*null_count).into());
+            if let Some((low, high)) = bounds {
+                // Delta keeps milliseconds: round outwards, or a reader would skip rows that are there.
+                lowest.insert(name.into(), millis(low.div_euclid(1000)).into());
+                highest.insert(name.into(), millis(high.div_euclid(1000) + i64::from(high.rem_euclid(1000) > 0)).into());
+            }
+        }
+        serde_json::json!({ "numRecords": self.rows, "minValues": lowest, "maxValues": highest, "nullCount": nulls }).to_string()
+    }
 }
 
 /// The rows by the hour in which they were appended. Nearly always a batch lies in one hour and is not copied.
@@ -123,23 +188,6 @@ fn write_durably(file: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
         std::fs::File::open(folder)?.sync_all()?;
     }
     Ok(())
-}
-
-/// Delta statistics: row count and the bounds of the time columns, by which readers skip files.
-fn stats(table: &Table, batches: &[RecordBatch], rows: u64) -> String {
-    let mut lowest = serde_json::Map::new();
-    let mut highest = serde_json::Map::new();
-    let mut nulls = serde_json::Map::new();
-    for (index, column) in table.columns.iter().enumerate().filter(|(_, column)| column.kind == Kind::Time).take(4) {
-        let times = || batches.iter().map(|batch| batch.column(index).as_primitive::<TimestampMicrosecondType>());
-        nulls.insert(column.name.into(), times().map(Array::null_count).sum::<usize>().into());
-        if let (Some(low), Some(high)) = (times().filter_map(min).min(), times().filter_map(max).max()) {
-            // Delta keeps milliseconds: round outwards, or a reader would skip rows that are there.
-            lowest.insert(column.name.into(), millis(low.div_euclid(1000)).into());
-            highest.insert(column.name.into(), millis(high.div_euclid(1000) + i64::from(high.rem_euclid(1000) > 0)).into());
-        }
-    }
-    serde_json::json!({ "numRecords": rows, "minValues": lowest, "maxValues": highest, "nullCount": nulls }).to_string()
 }
 
 fn millis(time: i64) -> String {

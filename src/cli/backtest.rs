@@ -146,9 +146,9 @@ impl OpenPast {
     fn scheduled(&self, engine: &Engine) -> Result<Vec<Finding>, Vec<Error>> {
         let Some((first, last)) = self.span() else { return Ok(Vec::new()) };
         let mut findings = Vec::new();
-        for detection in engine.scheduled() {
-            for at in schedule::moments(&detection, first.max(self.from.saturating_sub(1)), last.min(self.to), usize::MAX >> 1) {
-                let (asked, past) = (Arc::clone(&detection), Past::Archive(Arc::clone(&self.history.archive)));
+        for asked in engine.scheduled() {
+            for at in schedule::moments(&asked.detection, first.max(self.from.saturating_sub(1)), last.min(self.to), usize::MAX >> 1) {
+                let (asked, past) = (asked.clone(), Past::Archive(Arc::clone(&self.history.archive)));
                 let (known, fingerprinter) = (self.dimensions.clone(), self.fingerprinter.clone());
                 let work = async move { schedule::ask(&asked, at, &past, &known, &fingerprinter).await };
                 findings.extend(on_deep_stacks(&self.runtime, work).map_err(|error| vec![error])?);

@@ -86,26 +86,35 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
         Some(path) => {
             let config = Config::read(path)?;
             let one = |error: Error| vec![error];
+            let mut problems: Vec<Error> = Vec::new();
             // librdkafka judges its own settings; without servers there is nobody to connect to.
             let kafka = client_config(&config.kafka).map_err(one)?;
             let mut judged = kafka.clone();
             judged.remove("bootstrap.servers");
-            judged.create::<BaseConsumer>().user_at(|| format!("{}: [kafka]", path.display())).map_err(one)?;
+            problems.extend(judged.create::<BaseConsumer>().user_at(|| format!("{}: [kafka]", path.display())).err());
             if config.archive.contains("://") {
-                Location::parse(&config.archive, &config.archive_options).map_err(one)?;
+                problems.extend(Location::parse(&config.archive, &config.archive_options).err());
             }
-            dimensions = Dimensions::read(&config.known)?;
+            dimensions = Dimensions::read(&config.known).unwrap_or_else(|errors| {
+                problems.extend(errors);
+                Dimensions::default()
+            });
             // What can be opened without a broker: templates, files of secrets, the door's key and certificate.
             for sink in config.sinks.iter().filter(|sink| !matches!(sink.kind, Kind::Ndjson { .. } | Kind::Kafka { .. })) {
-                sink.open(&kafka).map_err(|error| one(Error::user(format!("{}: sink {}", path.display(), sink.name)).because(error)))?;
+                let at = |error| Error::user(format!("{}: sink {}", path.display(), sink.name)).because(error);
+                problems.extend(sink.open(&kafka).err().map(at));
             }
-            if let Some((door, _)) = &config.sql {
-                door.opens().map_err(one)?;
-            }
-            let detections = read_folder(&config.detections)?;
-            let unknown: Vec<&str> = config.unknown_detections(&detections).collect();
+            problems.extend(config.sql.as_ref().and_then(|(door, _)| door.opens().err()));
+            let detections = read_folder(&config.detections).unwrap_or_else(|errors| {
+                problems.extend(errors);
+                Vec::new()
+            });
+            let unknown: Vec<&str> = if detections.is_empty() { Vec::new() } else { config.unknown_detections(&detections).collect() };
             if !unknown.is_empty() {
-                return Err(one(Error::user(format!("{}: [levels] or [[silences]] name {}: no such detection", path.display(), unknown.join(", ")))));
+                problems.push(Error::user(format!("{}: [levels] or [[silences]] name {}: no such detection", path.display(), unknown.join(", "))));
+            }
+            if !problems.is_empty() {
+                return Err(problems);
             }
             println!("{}: good; reads {} topics, archives to {}", path.display(), config.topics.len(), config.archive);
             detections

@@ -323,6 +323,7 @@ impl Demo {
             archive: folder.join("archive").to_string_lossy().into_owned(),
             data: folder,
             archive_options: HashMap::new(),
+            keep: None,
             commit_every: Duration::from_secs(5),
             keep_raw: true,
             listen: ([127, 0, 0, 1], 0).into(),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::alert::AllowEntry;
-use crate::clock::{Micros, SECOND, parse_length, parse_time};
+use crate::clock::{DAY, Micros, SECOND, parse_length, parse_time};
 use crate::decode::{FORMATS, Format, format_by_name, read_mappings};
 use crate::detect::{Detection, Level};
 use crate::dimension::{Dimensions, Files};
@@ -40,6 +40,8 @@ pub struct Config {
     pub data: PathBuf,
     pub archive: String,
     pub archive_options: HashMap<String, String>,
+    /// How long rows are kept; for ever where it says nothing.
+    pub keep: Option<Micros>,
     pub commit_every: Duration,
     pub keep_raw: bool,
     /// Address of `/metrics`, `/healthz`, `/readyz`.
@@ -174,6 +176,7 @@ struct ArchiveSection {
     options: HashMap<String, String>,
     commit_every: Option<String>,
     raw: Option<bool>,
+    keep: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -283,6 +286,13 @@ impl Config {
         if commit_every.is_none() {
             problem("[archive] commit_every", "write a length such as 5s or 1m".into());
         }
+        let keep = file.archive.keep.as_deref().and_then(|text| {
+            let length = parse_length(text).filter(|length| *length >= DAY);
+            if length.is_none() {
+                problem("[archive] keep", format!("`{text}`: write how long rows are kept, a day at least, such as 400d; without it they are kept for ever"));
+            }
+            length
+        });
         let listen = file.http.listen.unwrap_or_else(|| "127.0.0.1:9464".into()).parse();
         if listen.is_err() {
             problem("[http] listen", "write an address and port, such as 127.0.0.1:9464".into());
@@ -358,6 +368,7 @@ impl Config {
                 data,
                 archive,
                 archive_options: file.archive.options,
+                keep,
                 commit_every: Duration::from_micros(commit_every.unsigned_abs()),
                 keep_raw: file.archive.raw.unwrap_or(true),
                 listen,

@@ -18,7 +18,7 @@ use datafusion::execution::context::SessionContext;
 use datafusion::logical_expr::Expr;
 use hashbrown::{HashMap, HashSet};
 
-use super::analyse::{Analysis, Class, Needs, ScanInfo};
+use super::analyse::{Analysis, Class, Merge, Needs, ScanInfo};
 use super::file::{Detection, Schedule};
 use super::filter::FilterPass;
 use super::finding::{Finding, Standing, findings_of};
@@ -28,7 +28,6 @@ use super::residue::{ALL_TIMES, Key, KeyHasher, NULL_KEY, Store, texts_of};
 use crate::clock::{DAY, HOUR, MINUTE, Micros, SECOND};
 use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
-use crate::limits::HOT_KEY_ROWS;
 use crate::secret::Fingerprinter;
 use crate::table::{History, LookBack, STREAMS, Span, Table, by_name, canaries, cloudtrail as system};
 
@@ -36,7 +35,13 @@ use crate::table::{History, LookBack, STREAMS, Span, Table, by_name, canaries, c
 const PAIRS_PER_ROW: usize = 40;
 /// Keys whose results become final within this are looked at together.
 const GRAIN: Micros = SECOND;
-/// How often a detection that was switched off, or has hot keys, is asked over the archive instead.
+/// A key rests for so many times as long as it took to look at it: together, keys of very many rows leave most of the time to others.
+const REST: u32 = 16;
+/// Of the rows that a tick looks at, one key must have this share at least to count as one of very many rows.
+const MANY: usize = 50;
+/// However long it takes, a detection looks at this part of a tick's rows at least.
+const FEWEST: usize = 256;
+/// How often a detection that was switched off is asked over the archive instead.
 const INSTEAD_EVERY: Micros = 15 * MINUTE;
 /// How long rows of a probed scan stay in memory where an archive can give them again.
 const PROBED_STAY: Micros = 6 * HOUR;
@@ -66,8 +71,14 @@ struct Live {
     whole: HashSet<Key>,
     /// Per scan, rows from this number on are new since the last run.
     seen_to: Vec<u64>,
-    /// Keys that were looked at while others had to wait, for which it is further back.
-    looks: HashMap<Key, Arc<Look>>,
+    /// When all keys but those that wait were last looked at.
+    looked: Looked,
+    /// Dirty keys that did not have their turn when others had it: for them it is further back.
+    waiting: HashMap<Key, Arc<Waiting>>,
+    /// Keys that took long to look at, and until when they are left alone: one key must not take the time of all others.
+    resting: HashMap<Key, Instant>,
+    /// Up to where everything has been looked at, as of the last tick.
+    sure: Looked,
     /// Keys whose past was fetched into the probed stores.
     loaded: HashSet<Key>,
     /// Some of what was fetched has since been let go of.
@@ -82,12 +93,6 @@ struct Live {
     /// Class C3: after this long past its `alert_time`, no row on time can raise or change a result.
     settles_after: Micros,
     suspended: Option<String>,
-    /// Keys with so many rows that looking at one holds up everything: they are asked over the archive until they have fewer.
-    hot: HashSet<Key>,
-    /// The archive is asked until append time has come so far: what a key did last while it was hot is final only then.
-    hot_until: Micros,
-    /// Latest append time of any row when a tick first left some of the dirty keys for the next.
-    behind_since: Option<Micros>,
     /// Time spent in recent ticks: whoever took least has its turn first.
     spent: Duration,
     /// Kept rows that it looks at in one tick, at most: fewer where they take long.
@@ -95,12 +100,29 @@ struct Live {
     tally: Tally,
 }
 
-/// When a key was last looked at.
-struct Look {
-    /// Per scan, rows from this number on have come since.
-    seen_to: Vec<u64>,
-    /// How far append time had come: what was final then was told.
+/// How far time had come when something was looked at.
+#[derive(Clone, Copy)]
+struct Looked {
+    /// On all partitions: what was final then was told.
     progress: Micros,
+    /// Append time of the latest row.
+    newest: Micros,
+}
+
+impl Looked {
+    const NEVER: Looked = Looked { progress: Micros::MIN, newest: Micros::MIN };
+
+    fn or_earlier(self, other: Self) -> Self {
+        Self { progress: self.progress.min(other.progress), newest: self.newest.min(other.newest) }
+    }
+}
+
+/// A key that waits for its turn.
+#[derive(Clone)]
+struct Waiting {
+    /// Per scan, rows from this number on have not been looked at.
+    seen_to: Vec<u64>,
+    looked: Looked,
 }
 
 /// What a detection has seen and done since it was loaded.
@@ -145,6 +167,14 @@ struct Retention {
     anchor: bool,
 }
 
+/// A detection that is asked over the archive.
+#[derive(Clone, Debug)]
+pub struct Scheduled {
+    pub detection: Arc<Detection>,
+    /// How its columns merge, where it is asked instead of being evaluated live.
+    pub instead: Option<Vec<(String, Merge)>>,
+}
+
 /// What the engine can say about itself, per detection.
 #[derive(Clone, Debug)]
 pub struct EngineReport {
@@ -157,8 +187,8 @@ pub struct EngineReport {
     pub undecided: usize,
     /// For how long (append time) it has not got through all that there is to look at.
     pub behind: Micros,
-    /// Keys with too many rows to be looked at live; they are asked over the archive.
-    pub hot: usize,
+    /// Keys of so many rows that they are not looked at in every tick.
+    pub resting: usize,
     pub tally: Tally,
 }
 
@@ -185,8 +215,9 @@ pub struct Engine {
     with_late: bool,
     /// How far append time has come on all partitions.
     progress: Micros,
-    /// Latest append time of any row.
+    /// Latest append time of any row, now and at the first tick.
     newest: Micros,
+    began: Option<Micros>,
     /// Per stream, that of its latest row.
     arrived: HashMap<&'static str, Micros>,
     /// Per stream, the append time of the first row that there ever was.
@@ -201,15 +232,6 @@ struct Part {
     numbers: Vec<Range<u64>>,
     /// By time, for the anchor's scan.
     anchors: Range<Micros>,
-}
-
-/// New rows of a join that are looked at in one tick.
-struct Delta {
-    /// Number of the first row that waits.
-    end: u64,
-    keys: HashSet<Key>,
-    /// Keys with rows that wait.
-    later: HashSet<Key>,
 }
 
 /// The kept plan of `lineage_links`.
@@ -262,6 +284,7 @@ impl Engine {
             with_late: false,
             progress: Micros::MIN,
             newest: Micros::MIN,
+            began: None,
             arrived: HashMap::new(),
             begins: HashMap::new(),
             knows_beginnings: false,
@@ -286,9 +309,20 @@ impl Engine {
         self
     }
 
-    /// Keys that are still to be looked at.
+    /// Keys that are to be looked at by the next tick.
     pub fn pending(&self) -> usize {
-        self.live.iter().filter(|live| live.is_due()).map(|live| live.dirty.len()).sum()
+        self.live.iter().filter(|live| live.suspended.is_none()).map(Live::due).sum()
+    }
+
+    /// Up to where (append time on all partitions) everything that is sure has been decided: further back than
+    /// [`Engine::progress`] while keys wait for their turn.
+    pub fn decided(&self) -> Micros {
+        self.live.iter().filter(|live| live.suspended.is_none()).map(|live| live.sure.progress).min().unwrap_or(self.progress).min(self.progress)
+    }
+
+    /// No key rests any longer: what is there is decided now, however long it takes.
+    pub fn wake(&mut self) {
+        self.live.iter_mut().for_each(|live| live.resting.clear());
     }
 
     fn register(&mut self, ctx: &SessionContext, compiled: Compiled, dimensions: &Dimensions) -> Result<()> {
@@ -362,16 +396,16 @@ impl Engine {
             dirty: HashSet::new(),
             whole: HashSet::new(),
             seen_to,
-            looks: HashMap::new(),
+            looked: Looked::NEVER,
+            waiting: HashMap::new(),
+            resting: HashMap::new(),
+            sure: Looked::NEVER,
             loaded: HashSet::new(),
             stale: false,
             timers: BTreeMap::new(),
             floor: Micros::MIN,
             settles_after: settle,
             suspended: None,
-            hot: HashSet::new(),
-            hot_until: Micros::MIN,
-            behind_since: None,
             spent: Duration::ZERO,
             bound: usize::MAX,
             tally: Tally::default(),
@@ -464,6 +498,7 @@ impl Engine {
     pub fn tick(&mut self, history: &dyn History) -> Result<Vec<Finding>> {
         self.resolve_links()?;
         let started = Instant::now();
+        self.live.iter_mut().for_each(|live| live.resting.retain(|_, until| *until > started));
         let mut due: Vec<usize> = (0..self.live.len()).filter(|number| self.live[*number].is_due()).collect();
         due.sort_by_key(|number| self.live[*number].spent);
         for (turn, number) in due.into_iter().enumerate() {
@@ -471,16 +506,22 @@ impl Engine {
                 break;
             }
             let begun = Instant::now();
-            let largest = self.evaluate(number, history)?;
-            let took = begun.elapsed();
-            self.live[number].note_time(took, self.tick_rows, self.tick_time / 4);
-            if let Some(family) = largest.filter(|_| took > self.tick_time.saturating_mul(2)) {
-                self.cool(number, family, took)?;
+            let (largest, took) = self.evaluate(number, history)?;
+            let (live, share) = (&mut self.live[number], self.tick_time / 4);
+            live.spent += begun.elapsed();
+            match largest.filter(|_| took > share) {
+                Some(family) => live.resting.extend(family.into_iter().map(|key| (key, Instant::now() + took.saturating_mul(REST)))),
+                None => live.adapt(took, self.tick_rows, share),
             }
         }
+        self.began = self.began.or(Some(self.newest));
+        let now = Looked { progress: self.progress, newest: self.newest };
         for live in &mut self.live {
             live.spent = live.spent * 15 / 16;
-            live.behind_since = if live.is_due() { live.behind_since.or(Some(self.newest)) } else { None };
+            if live.dirty.is_empty() {
+                live.looked = now;
+            }
+            live.sure = live.waiting.values().map(|waiting| waiting.looked).fold(live.looked, Looked::or_earlier);
         }
         self.keep_budget();
         for pass in &self.passes {
@@ -668,18 +709,19 @@ impl Engine {
         if self.progress == Micros::MIN {
             return Ok(());
         }
-        for live in self.live.iter_mut().filter(|live| live.analysis.class == Class::C3 && live.dirty.is_empty()) {
-            live.floor = live.floor.max(self.progress.saturating_sub(live.settles_after));
+        for live in self.live.iter_mut().filter(|live| live.analysis.class == Class::C3) {
+            live.floor = live.floor.max(live.sure.progress.saturating_sub(live.settles_after));
         }
         for entry in &mut self.stores {
             // What is still to be looked at needs its rows.
-            if entry.users.iter().any(|user| !self.live[*user].dirty.is_empty()) {
+            let sure = entry.users.iter().map(|user| self.live[*user].sure.progress).min().unwrap_or(self.progress);
+            if sure == Micros::MIN {
                 continue;
             }
-            let horizon = entry.horizon(self.progress, history.is_kept());
+            let horizon = entry.horizon(sure, history.is_kept());
             if entry.store.is_presence() {
                 let condense = entry.retention.iter().filter_map(|r| r.condense).min().unwrap_or(0);
-                entry.store.condense(horizon, self.progress.saturating_add(condense), &self.hasher)?;
+                entry.store.condense(horizon, sure.saturating_add(condense), &self.hasher)?;
             }
             if entry.store.evict_before(horizon) && entry.probed {
                 // What was fetched for these keys is no longer whole: the next question about them asks the archive again.
@@ -688,7 +730,6 @@ impl Engine {
                 }
             }
         }
-        self.rewarm();
         Ok(())
     }
 
@@ -700,13 +741,11 @@ impl Engine {
         self.arrived.extend(spans.iter().map(|(table, (_, last))| (table.name, *last)));
     }
 
-    /// Detections that are switched off, have failed or are behind: that they say no more of an alert means nothing.
-    pub fn unsure(&self) -> HashSet<&str> {
-        self.live
-            .iter()
-            .filter(|live| live.tally.failed || live.suspended.is_some() || !live.hot.is_empty() || !live.dirty.is_empty())
-            .map(|live| live.detection.name.as_str())
-            .collect()
+    /// Per detection, up to where it has looked at everything: that it says no more of an alert that would be final only later means
+    /// nothing, and nothing at all where it is switched off or has failed.
+    pub fn sure_to(&self) -> HashMap<&str, Micros> {
+        let sure = |live: &Live| if live.tally.failed || live.suspended.is_some() { Micros::MIN } else { live.sure.progress };
+        self.live.iter().map(|live| (live.detection.name.as_str(), sure(live))).collect()
     }
 
     /// Takes what is now known of the own world. Rows that came before it held are not judged by it, so nothing is decided again.
@@ -765,20 +804,21 @@ impl Engine {
     }
 
     /// Looks at dirty keys, as many as the bounds of a tick let it, but at one at least. Gives those of the family that most of the
-    /// work was about, if it has very many rows.
-    fn evaluate(&mut self, number: usize, history: &dyn History) -> Result<Option<HashSet<Key>>> {
+    /// work was about, if it has very many rows, and the time that the work took.
+    fn evaluate(&mut self, number: usize, history: &dyn History) -> Result<(Option<HashSet<Key>>, Duration)> {
         let dirty = std::mem::take(&mut self.live[number].dirty);
         let mut whole = std::mem::take(&mut self.live[number].whole);
         let mut families = self.families(number, &dirty);
-        let hot = &self.live[number].hot;
-        if !hot.is_empty() {
-            families.retain(|family| !family.iter().any(|key| hot.contains(key)));
+        let resting = &self.live[number].resting;
+        let mut later: HashSet<Key> = families.extract_if(.., |family| family.iter().any(|key| resting.contains_key(key))).flatten().collect();
+        let class = self.live[number].analysis.class;
+        // New rows of a join are bounded by themselves.
+        if self.tick_rows < usize::MAX && class > Class::C1 {
+            later.extend(self.postpone(number, &mut families));
         }
-        // A join looks at its new rows only, and which are new is known of all keys together: of them fewer are taken at a time.
-        let waits = self.tick_rows < usize::MAX && self.live[number].analysis.class > Class::C1;
-        let mut later = if waits { self.postpone(number, &mut families) } else { HashSet::new() };
         let later_whole: HashSet<Key> = whole.extract_if(|key| later.contains(key)).collect();
         let loaded = self.load(number, &families, &whole, history)?;
+        let begun = Instant::now();
         let live = &self.live[number];
         let mut keys: HashSet<Key> = HashSet::new();
         for family in &families {
@@ -786,108 +826,68 @@ impl Engine {
                 keys.extend(family);
             }
         }
-        let mut seen_to: Vec<u64> =
-            live.feeds.iter().map(|feed| if let Feed::Store { store, .. } = feed { self.stores[*store].store.next() } else { 0 }).collect();
-        if !keys.is_empty() {
-            let class = live.analysis.class;
-            let everything = vec![0..u64::MAX; live.feeds.len()];
-            if class == Class::C1 && live.feeds.len() > 1 && !keys.iter().any(|key| whole.contains(key)) {
-                // Semi-naive: one run per scan with new rows, against all rows of the others.
-                for scan in 0..everything.len() {
-                    let Feed::Store { store, .. } = self.live[number].feeds[scan] else { continue };
-                    let from = self.live[number].seen_to[scan];
-                    if self.stores[store].store.next() <= from {
-                        continue;
-                    }
-                    let delta = self.delta(number, store, from, &families, &keys);
-                    if delta.keys.is_empty() {
-                        continue;
-                    }
-                    let mut rows = everything.clone();
-                    rows[scan] = from..delta.end;
-                    self.run_apart_if_it_fails(number, &delta.keys, &Part { numbers: rows, anchors: ALL_TIMES })?;
-                    seen_to[scan] = delta.end;
-                    later.extend(delta.later);
-                }
-            } else if class == Class::C3 {
-                let (fresh, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| loaded.contains(*key));
-                // Where a link has joined a family, any row of it may have a result that it had not.
-                let joined: HashSet<Key> = families.iter().filter(|family| family.iter().any(|key| whole.contains(key))).flatten().copied().collect();
-                for (keys, just_loaded) in [(fresh, true), (others, false)] {
-                    let (entire, keys) = keys.into_iter().partition(|key| just_loaded || joined.contains(key));
-                    let mut parts = self.parts(number, keys, &families, &everything);
-                    parts.push((entire, Part { numbers: everything.clone(), anchors: ALL_TIMES }));
-                    for (keys, part) in parts.into_iter().filter(|(keys, _)| !keys.is_empty()) {
-                        self.run_apart_if_it_fails(number, &keys, &part)?;
-                        self.settle(number, &keys, just_loaded);
-                    }
-                }
-            } else {
-                self.run_apart_if_it_fails(number, &keys, &Part { numbers: everything, anchors: ALL_TIMES })?;
+        let everything = vec![0..u64::MAX; live.feeds.len()];
+        // Where a link has joined a family, any row of it may have a result that it had not.
+        let joined: HashSet<Key> = families.iter().filter(|family| family.iter().any(|key| whole.contains(key))).flatten().copied().collect();
+        // Of a join, some of a family's new rows may be left for the next tick.
+        let mut partly: Vec<(HashSet<Key>, Waiting)> = Vec::new();
+        if class == Class::C1 && live.feeds.len() > 1 {
+            let (entire, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| joined.contains(*key));
+            self.run_apart_if_it_fails(number, &entire, &Part { numbers: everything.clone(), anchors: ALL_TIMES })?;
+            let (deltas, left) = self.deltas(number, &families, &others);
+            // Semi-naive: one run per scan with new rows, against all rows of the others.
+            for (scan, new, keys) in deltas {
+                let mut numbers = everything.clone();
+                numbers[scan] = new;
+                self.run_apart_if_it_fails(number, &keys, &Part { numbers, anchors: ALL_TIMES })?;
             }
-        }
-        let live = &mut self.live[number];
-        // Of keys that wait it is still to be seen what is new.
-        if later.is_empty() || live.analysis.class <= Class::C1 {
-            live.seen_to = seen_to;
-            live.looks.clear();
+            partly = left;
+        } else if class == Class::C3 {
+            let (fresh, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| loaded.contains(*key));
+            for (keys, just_loaded) in [(fresh, true), (others, false)] {
+                let (entire, keys) = keys.into_iter().partition(|key| just_loaded || joined.contains(key));
+                let mut parts = self.parts(number, keys, &families, &everything);
+                parts.push((entire, Part { numbers: everything.clone(), anchors: ALL_TIMES }));
+                for (keys, part) in parts.into_iter().filter(|(keys, _)| !keys.is_empty()) {
+                    self.run_apart_if_it_fails(number, &keys, &part)?;
+                    self.settle(number, &keys, just_loaded);
+                }
+            }
         } else {
-            let look = Arc::new(Look { seen_to, progress: self.progress });
-            live.looks.extend(families.iter().flatten().map(|key| (*key, Arc::clone(&look))));
+            self.run_apart_if_it_fails(number, &keys, &Part { numbers: everything, anchors: ALL_TIMES })?;
+        }
+        let took = begun.elapsed();
+        let largest = if self.tick_time < Duration::MAX { self.largest(number, &families, &keys) } else { None };
+        let seen_to =
+            self.live[number].feeds.iter().map(|feed| if let Feed::Store { store, .. } = feed { self.stores[*store].store.next() } else { 0 }).collect();
+        let live = &mut self.live[number];
+        let before = Arc::new(Waiting { seen_to: std::mem::replace(&mut live.seen_to, seen_to), looked: live.looked });
+        live.looked = Looked { progress: self.progress, newest: self.newest };
+        families.iter().flatten().for_each(|key| drop(live.waiting.remove(key)));
+        for key in &later {
+            live.waiting.entry(*key).or_insert_with(|| Arc::clone(&before));
+        }
+        for (family, waiting) in partly {
+            let waiting = Arc::new(waiting);
+            live.waiting.extend(family.iter().map(|key| (*key, Arc::clone(&waiting))));
+            later.extend(family);
         }
         // Loading past rows marked their keys dirty; they have just been evaluated.
         (live.dirty, live.whole) = (later, later_whole);
-        // New rows of a join are bounded by themselves.
-        if self.live[number].analysis.class <= Class::C1 || self.tick_time == Duration::MAX {
-            return Ok(None);
-        }
-        let rows: Vec<usize> = families.iter().map(|family| self.rows_of(number, family)).collect();
-        let largest = (0..families.len()).max_by_key(|family| rows[*family]);
-        Ok(largest.filter(|family| rows[*family] >= HOT_KEY_ROWS && rows[*family] >= rows.iter().sum::<usize>() / 2).map(|family| families.swap_remove(family)))
+        Ok((largest, took))
+    }
+
+    /// The family whose rows were most of what was looked at, if they are very many.
+    fn largest(&self, number: usize, families: &[HashSet<Key>], keys: &HashSet<Key>) -> Option<HashSet<Key>> {
+        let looked_at = families.iter().filter(|family| family.iter().any(|key| keys.contains(key)));
+        let rows: Vec<(usize, &HashSet<Key>)> = looked_at.map(|family| (self.rows_of(number, family), family)).collect();
+        let all: usize = rows.iter().map(|(rows, _)| rows).sum();
+        let (most, family) = rows.into_iter().max_by_key(|(rows, _)| *rows)?;
+        (most >= self.tick_rows / MANY && most >= all / 2).then(|| family.clone())
     }
 
     fn rows_of(&self, number: usize, family: &HashSet<Key>) -> usize {
         self.live[number].stores().map(|store| self.stores[store].store.count(family)).sum()
-    }
-
-    /// Leaves a family whose rows take too long to look at to the archive, loudly.
-    fn cool(&mut self, number: usize, family: HashSet<Key>, took: Duration) -> Result<()> {
-        let live = &self.live[number];
-        let mut names = self.lineage.names(&family);
-        for (feed, scan) in live.feeds.iter().zip(&live.analysis.scans) {
-            if let (Feed::Store { store, .. }, Some(key)) = (feed, &scan.key)
-                && let Some(rows) = self.stores[*store].store.gather(&family, 0..u64::MAX, &ALL_TIMES)?
-                && let Some(column) = rows.column_by_name(key)
-            {
-                names.extend(texts_of(column, &family, &self.hasher)?);
-            }
-        }
-        names.sort_unstable();
-        names.dedup();
-        let message = format!(
-            "{} has {} rows that count together: looking at them took {:.1} s. It is asked over the archive every quarter of an hour until it has fewer; the other keys are looked at as before",
-            if names.is_empty() { "one key".to_owned() } else { names.join(", ") },
-            self.rows_of(number, &family),
-            took.as_secs_f64()
-        );
-        self.live[number].hot.extend(family);
-        self.problems.push((self.live[number].detection.name.clone(), message));
-        Ok(())
-    }
-
-    /// Takes hot keys back that have few rows again.
-    fn rewarm(&mut self) {
-        for number in 0..self.live.len() {
-            let cooled: Vec<Key> =
-                self.live[number].hot.iter().copied().filter(|key| self.rows_of(number, &HashSet::from_iter([*key])) < HOT_KEY_ROWS / 2).collect();
-            let (live, newest) = (&mut self.live[number], self.newest);
-            for key in &cooled {
-                live.hot.remove(key);
-                live.hot_until = newest + live.analysis.wait + 2 * INSTEAD_EVERY;
-            }
-            live.dirty.extend(&cooled);
-            live.whole.extend(&cooled);
-        }
     }
 
     /// Class C3: what is looked at of these keys. Where rows of an anchor have results of their own, those rows only that are new
@@ -904,7 +904,7 @@ impl Engine {
         let (mut finals, mut fresh): (BTreeMap<Micros, HashSet<Key>>, BTreeMap<u64, HashSet<Key>>) = Default::default();
         for family in families {
             let members = || family.iter().copied().filter(|key| keys.contains(key));
-            let times = live.anchor_times(self.progress, live.looked_at(family));
+            let times = live.anchor_times(self.progress, live.looked_at(family).progress);
             if store.has_between(family, &times) {
                 finals.entry(times.start).or_default().extend(members());
             }
@@ -913,7 +913,7 @@ impl Engine {
                 fresh.entry(from).or_default().extend(members());
             }
         }
-        let end = live.anchor_times(self.progress, None).end;
+        let end = live.anchor_times(self.progress, Micros::MIN).end;
         let finals = finals.into_iter().map(|(start, keys)| (keys, Part { anchors: start..end, ..whole() }));
         let fresh = fresh.into_iter().map(|(from, keys)| {
             let mut part = whole();
@@ -923,25 +923,67 @@ impl Engine {
         finals.chain(fresh).collect()
     }
 
-    /// The new rows of a join's store that one tick takes: as many as meet no more than [`PAIRS_PER_ROW`] rows for each that a tick may look at.
-    fn delta(&self, number: usize, store: usize, from: u64, families: &[HashSet<Key>], keys: &HashSet<Key>) -> Delta {
-        let (live, next) = (&self.live[number], self.stores[store].store.next());
-        let bound = self.tick_rows.min(live.bound).saturating_mul(PAIRS_PER_ROW);
-        let mut fresh: Vec<(u64, usize, usize)> = Vec::new();
-        for (family, members) in families.iter().enumerate().filter(|(_, members)| members.iter().any(|key| keys.contains(key))) {
-            let partners = live.stores().map(|store| self.stores[store].store.count(members)).sum();
-            fresh.extend(self.stores[store].store.ids_from(members, from).map(|id| (id, family, partners)));
+    /// The new rows of a join that one tick takes, as (scan, rows, keys), and the families of which some have to wait. Each new row meets
+    /// the rows of the other scans; a tick has room for [`PAIRS_PER_ROW`] such pairs for each row that it may look at. Families that
+    /// need little of it come first, so that one of very many rows holds up none of them; of those, the one that waits longest gets
+    /// half of the room.
+    fn deltas(&self, number: usize, families: &[HashSet<Key>], keys: &HashSet<Key>) -> (Vec<(usize, Range<u64>, HashSet<Key>)>, Vec<(HashSet<Key>, Waiting)>) {
+        let live = &self.live[number];
+        let stores: Vec<(usize, &Store)> = (live.feeds.iter().enumerate())
+            .filter_map(|(scan, feed)| if let Feed::Store { store, .. } = feed { Some((scan, &self.stores[*store].store)) } else { None })
+            .collect();
+        let room = self.tick_rows.min(live.bound).saturating_mul(PAIRS_PER_ROW);
+        let (mut light, mut heavy) = (Vec::new(), Vec::new());
+        for family in families.iter().filter(|family| family.iter().any(|key| keys.contains(key))) {
+            let counts: Vec<usize> = stores.iter().map(|(_, store)| store.count(family)).collect();
+            let all: usize = counts.iter().sum();
+            let fresh = |(scan, store): &(usize, &Store)| store.ids_from(family, live.seen(family, *scan)).count();
+            let pairs = stores.iter().zip(&counts).map(|(store, own)| fresh(store).saturating_mul(all - own + 1)).fold(0usize, usize::saturating_add);
+            if pairs <= room / 4 { light.push((pairs, family)) } else { heavy.push((live.looked_at(family).newest, family)) }
         }
-        fresh.sort_unstable();
-        let mut pairs = 0usize;
-        let taken = fresh.iter().take_while(|(.., partners)| {
-            let before = pairs;
-            pairs = pairs.saturating_add(*partners);
-            before < bound
-        });
-        let taken = taken.count();
-        let keys_of = |rows: &[(u64, usize, usize)]| rows.iter().flat_map(|(_, family, _)| &families[*family]).copied().collect();
-        Delta { end: fresh.get(taken).map_or(next, |(id, ..)| *id), keys: keys_of(&fresh[..taken]), later: keys_of(&fresh[taken..]) }
+        // In another order each time, or the same keys would always wait.
+        let salt = live.tally.runs.wrapping_mul(2) | 1;
+        light.sort_unstable_by_key(|(_, family)| family.iter().min().map_or(0, |key| key.wrapping_mul(salt)));
+        heavy.sort_unstable_by_key(|(newest, _)| *newest);
+        // Runs that take the same rows of the same scan are one.
+        let mut runs: BTreeMap<(usize, u64, u64), HashSet<Key>> = BTreeMap::new();
+        let mut left = Vec::new();
+        let mut used = 0usize;
+        for (pairs, family) in light {
+            let fits = used < room;
+            used = used.saturating_add(pairs);
+            for (scan, store) in stores.iter().filter(|_| fits) {
+                let from = live.seen(family, *scan);
+                if store.ids_from(family, from).next().is_some() {
+                    runs.entry((*scan, from, store.next())).or_default().extend(family);
+                }
+            }
+            if !fits {
+                left.push((family.clone(), live.waits(family)));
+            }
+        }
+        for (turn, (_, family)) in heavy.into_iter().enumerate() {
+            let mut waits = live.waits(family);
+            let mut room = if turn == 0 { room / 2 } else { 0 };
+            let mut all_taken = true;
+            for (scan, store) in &stores {
+                let mut fresh: Vec<u64> = store.ids_from(family, waits.seen_to[*scan]).collect();
+                fresh.sort_unstable();
+                let partners: usize = 1 + stores.iter().filter(|(other, _)| other != scan).map(|(_, store)| store.count(family)).sum::<usize>();
+                let fits = (room / partners).max(usize::from(turn == 0)).min(fresh.len());
+                room = room.saturating_sub(fits.saturating_mul(partners));
+                let end = fresh.get(fits).copied().unwrap_or(store.next());
+                if fits > 0 {
+                    runs.entry((*scan, waits.seen_to[*scan], end)).or_default().extend(family);
+                }
+                waits.seen_to[*scan] = if turn == 0 { end } else { waits.seen_to[*scan] };
+                all_taken &= fits == fresh.len();
+            }
+            if !all_taken {
+                left.push((family.clone(), waits));
+            }
+        }
+        (runs.into_iter().map(|((scan, from, end), keys)| (scan, from..end, keys)).collect(), left)
     }
 
     /// Takes families out until the rest has no more rows than one tick looks at; gives the keys that were taken out.
@@ -961,7 +1003,7 @@ impl Engine {
     }
 
     fn run_apart_if_it_fails(&mut self, number: usize, keys: &HashSet<Key>, rows: &Part) -> Result<()> {
-        if !self.run(number, keys, rows, self.apart(number, keys).is_empty())? {
+        if !keys.is_empty() && !self.run(number, keys, rows, self.apart(number, keys).is_empty())? {
             // A row that the query fails on costs its own key, not the others.
             for key in self.apart(number, keys) {
                 self.run(number, &key, rows, true)?;
@@ -1139,7 +1181,7 @@ impl Engine {
                 "keeps {} rows ({} MiB){}: over the residue budget of {} MiB. It is switched off live and asked over the archive every quarter of an hour instead. Narrow its predicates or raise [limits] residue_budget, then reload",
                 live.stores().map(|store| self.stores[store].store.rows()).sum::<usize>(),
                 share(live) >> 20,
-                if live.behind_since.is_some() { " and does not keep up with what arrives" } else { "" },
+                if live.dirty.is_empty() { "" } else { " and does not keep up with what arrives" },
                 self.residue_budget >> 20
             );
             self.switch_off(costly, message);
@@ -1151,8 +1193,8 @@ impl Engine {
         live.suspended = Some(message.clone());
         live.dirty.clear();
         live.timers.clear();
-        live.hot.clear();
-        live.looks.clear();
+        live.waiting.clear();
+        live.resting.clear();
         self.problems.push((live.detection.name.clone(), message));
         for entry in &mut self.stores {
             entry.users.retain(|user| *user != number);
@@ -1195,8 +1237,12 @@ impl Engine {
             suspended: live.suspended.clone(),
             tally: live.tally.clone(),
             undecided: live.timers.values().map(HashSet::len).sum(),
-            behind: live.behind_since.map_or(0, |since| self.newest.saturating_sub(since)).max(if live.hot.is_empty() { 0 } else { INSTEAD_EVERY }),
-            hot: live.hot.len(),
+            behind: if live.dirty.is_empty() || live.suspended.is_some() {
+                0
+            } else {
+                self.newest.saturating_sub(live.sure.newest.max(self.began.unwrap_or(self.newest)))
+            },
+            resting: live.resting.len(),
             ..self.report_of(&live.detection, &live.analysis)
         });
         live.chain(self.scheduled.iter().map(|(detection, analysis)| self.report_of(detection, analysis))).collect()
@@ -1230,7 +1276,7 @@ impl Engine {
             suspended: None,
             undecided: 0,
             behind: 0,
-            hot: 0,
+            resting: 0,
             tally: Tally::default(),
         }
     }
@@ -1240,15 +1286,15 @@ impl Engine {
         self.live.iter().map(|live| (&live.detection, &live.analysis)).chain(self.scheduled.iter().map(|(detection, analysis)| (detection, analysis)))
     }
 
-    /// The detections that are asked over the archive, those among them that had to be switched off, or have keys that are too hot.
-    pub fn scheduled(&self) -> impl Iterator<Item = Arc<Detection>> {
-        let instead = |live: &&Live| live.suspended.is_some() || !live.hot.is_empty() || self.newest < live.hot_until;
-        let switched_off = self.live.iter().filter(instead).map(|live| {
+    /// The detections that are asked over the archive, those among them that had to be switched off.
+    pub fn scheduled(&self) -> impl Iterator<Item = Scheduled> {
+        let switched_off = self.live.iter().filter(|live| live.suspended.is_some()).map(|live| {
             let delay = live.analysis.scans.iter().filter_map(|scan| by_name(&scan.table)).map(|table| table.max_delay).max().unwrap_or(0);
             let reach = live.analysis.back + live.analysis.ahead + live.analysis.wait + delay;
-            Arc::new(Detection { schedule: Some(Schedule { every: INSTEAD_EVERY, over: reach + 2 * INSTEAD_EVERY }), ..Detection::clone(&live.detection) })
+            let schedule = Some(Schedule { every: INSTEAD_EVERY, over: reach + 2 * INSTEAD_EVERY });
+            Scheduled { detection: Arc::new(Detection { schedule, ..Detection::clone(&live.detection) }), instead: Some(live.analysis.columns.clone()) }
         });
-        self.scheduled.iter().map(|(detection, _)| Arc::clone(detection)).chain(switched_off)
+        self.scheduled.iter().map(|(detection, _)| Scheduled { detection: Arc::clone(detection), instead: None }).chain(switched_off)
     }
 
     /// Whether what the archive said at a moment of a detection that is evaluated live too is what it would have said then: nothing on time
@@ -1259,15 +1305,20 @@ impl Engine {
         let is_final = live.analysis.wait == 0 || alert_time.saturating_add(live.analysis.wait) < at;
         is_final && alert_time.saturating_sub(live.analysis.back) >= begins
     }
+
+    /// Whether the past that a result of a detection evaluated live is measured against began only later.
+    pub fn is_warming(&self, detection: &Detection, alert_time: Micros) -> bool {
+        let live = self.live.iter().find(|live| live.detection.id == detection.id);
+        live.and_then(|live| live.begins(&self.begins)).is_some_and(|begins| alert_time < begins)
+    }
 }
 
 impl Live {
-    /// Takes its share of a tick into account: one that took long looks at half as many rows next time.
-    fn note_time(&mut self, took: Duration, tick_rows: usize, share: Duration) {
-        self.spent += took;
+    /// One that took longer than its share of a tick looks at half as many rows next time.
+    fn adapt(&mut self, took: Duration, tick_rows: usize, share: Duration) {
         let bound = self.bound.min(tick_rows);
         if took > share {
-            self.bound = (bound / 2).max(1);
+            self.bound = (bound / 2).max(tick_rows / FEWEST).max(1);
         } else if took < share / 4 {
             self.bound = bound.saturating_mul(2);
         }
@@ -1275,18 +1326,27 @@ impl Live {
 
     /// Rows of a scan from this number on are new to a family.
     fn seen(&self, family: &HashSet<Key>, scan: usize) -> u64 {
-        family.iter().filter_map(|key| self.looks.get(key)).map(|look| look.seen_to[scan]).min().unwrap_or(self.seen_to[scan])
+        family.iter().filter_map(|key| self.waiting.get(key)).map(|waiting| waiting.seen_to[scan]).min().unwrap_or(self.seen_to[scan])
     }
 
-    /// How far append time had come when all of a family was last looked at; none where that is not known.
-    fn looked_at(&self, family: &HashSet<Key>) -> Option<Micros> {
-        let looks: Option<Vec<Micros>> = family.iter().map(|key| Some(self.looks.get(key)?.progress)).collect();
-        looks?.into_iter().min()
+    /// When all of a family was last looked at.
+    fn looked_at(&self, family: &HashSet<Key>) -> Looked {
+        family.iter().filter_map(|key| self.waiting.get(key)).map(|waiting| waiting.looked).fold(self.looked, Looked::or_earlier)
+    }
+
+    /// A family as it waits if it is not looked at now.
+    fn waits(&self, family: &HashSet<Key>) -> Waiting {
+        Waiting { seen_to: (0..self.feeds.len()).map(|scan| self.seen(family, scan)).collect(), looked: self.looked_at(family) }
+    }
+
+    /// Dirty keys that do not rest.
+    fn due(&self) -> usize {
+        self.dirty.len() - self.resting.keys().filter(|key| self.dirty.contains(*key)).count()
     }
 
     /// There is something to look at.
     fn is_due(&self) -> bool {
-        self.suspended.is_none() && !self.dirty.is_empty()
+        self.suspended.is_none() && self.due() > 0
     }
 
     fn stores(&self) -> impl Iterator<Item = usize> {
@@ -1329,10 +1389,10 @@ impl Live {
     }
 
     /// The times of the anchor's rows whose results are final, and were not when the floor was there, or the key was looked at.
-    fn anchor_times(&self, progress: Micros, looked_at: Option<Micros>) -> Range<Micros> {
+    fn anchor_times(&self, progress: Micros, looked_at: Micros) -> Range<Micros> {
         let Some((_, final_after)) = self.anchor else { return ALL_TIMES };
         let after = final_after - self.analysis.wait;
-        let floor = looked_at.map_or(self.floor, |progress| self.floor.max(progress.saturating_sub(self.settles_after)));
+        let floor = self.floor.max(looked_at.saturating_sub(self.settles_after));
         floor.saturating_sub(after)..progress.saturating_sub(final_after)
     }
 

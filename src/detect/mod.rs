@@ -14,7 +14,7 @@ mod lineage;
 mod plan;
 mod residue;
 
-pub use engine::{Engine, EngineReport, Tally};
+pub use engine::{Engine, EngineReport, Scheduled, Tally};
 pub use file::{Detection, Level, SECTIONS, Schedule, Status, Test, read_files, read_folder};
 pub use finding::{Finding, Scalar, Standing, findings_of, is_event_id};
 pub use lineage::Lineage;

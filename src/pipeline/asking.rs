@@ -8,7 +8,7 @@ use super::Order;
 use crate::alert::AllowList;
 use crate::archive::{Archive, ArchiveHistory};
 use crate::clock::Micros;
-use crate::detect::{Detection, Finding};
+use crate::detect::{Detection, Finding, Scheduled};
 use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
 use crate::late::{Settings, Swept, Window, sweep};
@@ -24,7 +24,7 @@ pub struct Question {
 
 pub enum What {
     /// One detection, about one moment.
-    Scheduled(Arc<Detection>, Micros),
+    Scheduled(Scheduled, Micros),
     /// All of them, about late rows; with a bound for the memory of kept rows (bytes).
     Late(Vec<Detection>, Window, AllowList, usize),
 }
@@ -54,8 +54,9 @@ pub fn start(archive: &Arc<Archive>, fingerprinter: &Fingerprinter, answers: Sen
 fn answer(questions: &Receiver<Question>, history: &ArchiveHistory, fingerprinter: &Fingerprinter, runtime: &tokio::runtime::Runtime, answers: &Sender<Order>) {
     for Question { what, dimensions } in questions {
         let answer = match what {
-            What::Scheduled(detection, at) => {
-                let (asked, past, fingerprinter) = (Arc::clone(&detection), Past::Archive(Arc::clone(&history.archive)), fingerprinter.clone());
+            What::Scheduled(asked, at) => {
+                let detection = Arc::clone(&asked.detection);
+                let (past, fingerprinter) = (Past::Archive(Arc::clone(&history.archive)), fingerprinter.clone());
                 let outcome = on_deep_stacks(runtime, async move { ask(&asked, at, &past, &dimensions, &fingerprinter).await });
                 Answer::Scheduled(detection, at, outcome)
             }

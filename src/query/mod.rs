@@ -5,6 +5,7 @@ mod functions;
 mod guard;
 mod help;
 mod hot;
+mod once;
 pub mod output;
 pub mod wire;
 
@@ -39,6 +40,7 @@ use crate::table::{DIMENSIONS, Memory, TABLES, rejects, statements};
 
 pub use doors::Doors;
 use hot::HotAndArchived;
+use once::OnTimeOnce;
 
 /// What one question may cost.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +93,8 @@ static NEWEST: &[(&str, &str, &str)] = &[
 pub struct Moment {
     pub at: Micros,
     pub over: Micros,
+    /// Only the rows that live evaluation sees: those on time, each event once.
+    pub as_live: bool,
 }
 
 /// A place to ask SQL.
@@ -139,7 +143,7 @@ impl Door {
             let archived = archived.map(|read| {
                 read.register_store(&ctx);
                 match moment {
-                    Some(Moment { at, over }) if table.is_stream() => read.appended_between(at.saturating_sub(over), at),
+                    Some(Moment { at, over, .. }) if table.is_stream() => read.appended_between(at.saturating_sub(over), at),
                     _ => read,
                 }
             });
@@ -150,7 +154,8 @@ impl Door {
                 None => Arc::new(hot),
             };
             let provider = match moment {
-                Some(Moment { at, over }) if table.is_stream() => {
+                Some(Moment { at, over, as_live }) if table.is_stream() => {
+                    let provider = if as_live && !std::ptr::eq(*table, &rejects::TABLE) { Arc::new(OnTimeOnce(provider)) } else { provider };
                     let time = |time: Micros| lit(ScalarValue::TimestampMicrosecond(Some(time), Some("UTC".into())));
                     let appended = col("append_time");
                     ctx.read_table(provider)?.filter(appended.clone().gt_eq(time(at.saturating_sub(over))).and(appended.lt(time(at))))?.into_view()

@@ -76,6 +76,7 @@ impl ConsumerContext for Context {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
                 let names: Vec<(String, i32)> = partitions.elements().iter().map(|p| (p.topic().to_owned(), p.partition())).collect();
                 let starts = (self.starts)(&names).and_then(|starts| {
+                    starts.iter().try_for_each(|((topic, partition), start)| is_there(consumer, topic, *partition, *start))?;
                     for (topic, partition) in &names {
                         let offset = starts.get(&(topic.clone(), *partition)).map_or(Offset::Beginning, |offset| Offset::Offset(*offset));
                         partitions.set_partition_offset(topic, *partition, offset).at(|| format!("assigning {topic}/{partition}"))?;
@@ -98,6 +99,21 @@ impl ConsumerContext for Context {
                 }
                 let _ = consumer.unassign();
             }
+        }
+    }
+}
+
+/// Refuses to start behind the end of a partition: a topic that was deleted and made again has new messages at offsets that the
+/// archive believes to have, and to skip them would be a silence that nobody notices.
+fn is_there(consumer: &BaseConsumer<Context>, topic: &str, partition: i32, start: i64) -> Result<()> {
+    match consumer.fetch_watermarks(topic, partition, Duration::from_secs(5)) {
+        Ok((_, end)) if start > end => Err(Error::conflict(format!(
+            "{topic}/{partition}: the archive has read up to offset {start}, but the topic ends at {end}: it was emptied or made again, and its messages would be taken for ones already read. Read it under another name, or begin a new archive"
+        ))),
+        Ok(_) => Ok(()),
+        Err(error) => {
+            tracing::warn!(%error, topic, partition, "the broker does not say where the partition ends: not checked against the archive");
+            Ok(())
         }
     }
 }

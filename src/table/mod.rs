@@ -75,7 +75,7 @@ pub struct Table {
     pub columns: &'static [Column],
     /// How long after its event time a row may be appended and still count as on time.
     pub max_delay: Micros,
-    /// Columns that get a bloom filter in Parquet files: what people look rows up by.
+    /// Columns that get a bloom filter in Parquet files: what people look rows up by. Compacted files are sorted by the first.
     pub looked_up_by: &'static [&'static str],
     schema: LazyLock<SchemaRef>,
 }

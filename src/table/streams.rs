@@ -66,7 +66,7 @@ table!(stream cloudtrail, "One AWS API call of any plane: management, data, netw
 
 table!(stream model_invocations, "One call of a model: who, which model, how much, how it ended. The text itself is kept only as hash and length.",
     max_delay: 30 * MINUTE,
-    looked_up_by: &["request_id", "identity", "credential", "trace_id", "conversation_id", "agent_id", "event_id"],
+    looked_up_by: &["credential", "identity", "request_id", "trace_id", "conversation_id", "agent_id", "event_id"],
 {
     PROVIDER provider: Word "Who serves the model, in OpenTelemetry's words: aws.bedrock, openai, anthropic, azure.ai.openai, gcp.vertex_ai, …",
     OPERATION operation: Word "chat, generate_content, text_completion, embeddings; or the API call, such as ConverseStream.",
@@ -114,7 +114,7 @@ table!(stream model_invocations, "One call of a model: who, which model, how muc
 
 table!(stream retrievals, "One retrieval: which index or data source was asked, by whom, and how much came back.",
     max_delay: 30 * MINUTE,
-    looked_up_by: &["data_source", "identity", "agent_id", "trace_id", "conversation_id", "request_id", "event_id"],
+    looked_up_by: &["identity", "data_source", "agent_id", "trace_id", "conversation_id", "request_id", "event_id"],
 {
     STORE store: Word "bedrock_kb, opensearch, postgresql, or what the span names.",
     DATA_SOURCE data_source: Text "Knowledge base, index, table or collection.",
@@ -187,7 +187,7 @@ table!(stream tool_calls, "One logical tool call, or one tool definition that a 
 
 table!(stream outbound_calls, "One call that an agent or tool made to elsewhere.",
     max_delay: 30 * MINUTE,
-    looked_up_by: &["host", "agent_id", "identity", "trace_id", "event_id"],
+    looked_up_by: &["agent_id", "host", "identity", "trace_id", "event_id"],
 {
     HOST host: Text "Host that was called.",
     PORT port: Int "Port.",
@@ -238,7 +238,7 @@ table!(stream agent_spans, "One step of an agent, workflow or task. `event_time`
 
 table!(stream provider_activity, "One administrative act at a model provider: a key made, a limit lifted, a login, a tool server connected.",
     max_delay: 30 * MINUTE,
-    looked_up_by: &["identity", "credential", "source_ip", "event_id"],
+    looked_up_by: &["credential", "identity", "source_ip", "event_id"],
 {
     PROVIDER provider: Word "openai, anthropic, azure.ai.openai, gcp.vertex_ai.",
     ACTION action: Word "The act, in the provider's dotted words: `api_key.created`, `rate_limit.updated`, `mcp_server.created`, …",

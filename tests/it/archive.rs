@@ -4,12 +4,16 @@ use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::Arc;
 
+use arrow::array::AsArray;
+use arrow::datatypes::Int64Type;
 use arrow::record_batch::RecordBatch;
-use keyfuse::archive::{Archive, Positions};
-use keyfuse::clock::MINUTE;
+use keyfuse::archive::{Archive, Positions, Tidied};
+use keyfuse::clock::{self, HOUR, MINUTE};
 use keyfuse::decode::{Decoder, Message, Settings};
+use keyfuse::dimension::Dimensions;
 use keyfuse::error::Fault;
 use keyfuse::generate::ordinary;
+use keyfuse::query::{Door, Limits};
 use keyfuse::secret::Fingerprinter;
 use keyfuse::table::{TABLES, Table, cloudtrail as c, rejects};
 
@@ -86,6 +90,80 @@ async fn a_crash_between_two_tables_leaves_positions_that_tell() {
     // A Parquet file whose commit never happened is not part of the table.
     std::fs::write(folder.path().join("cloudtrail/orphan.parquet"), b"half a file").expect("written");
     assert_eq!(archive.read(&c::TABLE).await.expect("reads").rows(), 50);
+}
+
+#[tokio::test]
+async fn hours_that_have_passed_are_compacted_and_every_row_is_there_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = folder.path().to_string_lossy().into_owned();
+    let archive = Archive::open(&place, &Default::default()).await.expect("opens");
+    let reader = Archive::open(&place, &Default::default()).await.expect("opens");
+    archive.positions(&c::TABLE, &[("t".to_owned(), 0)]).await.expect("reads");
+    // Twenty flushes of ninety minutes, of which one was delivered again from another offset.
+    let mut flushed = 0;
+    for seed in (0..20).chain([7]) {
+        flushed += 100;
+        archive.flush(&moved(rows(seed, 100), flushed), &upto(flushed), &mut BTreeSet::new(), |_| ()).await.expect("commits");
+    }
+    let asked =
+        "SELECT count(*), count(DISTINCT event_id), sum(\"offset\") FROM (SELECT event_id, min(\"offset\") AS \"offset\" FROM cloudtrail GROUP BY event_id)";
+    let by_key = "SELECT count(DISTINCT event_id) FROM cloudtrail WHERE access_key_id = (SELECT max(access_key_id) FROM cloudtrail)";
+    let before = (answer(&archive, asked).await, answer(&archive, by_key).await, answer(&reader, by_key).await);
+    let files = archive.files(&c::TABLE).await.expect("reads");
+    assert!(files >= 40, "{files} files");
+
+    let soon = archive.compact(&c::TABLE, clock::now()).await.expect("looks");
+    assert_eq!(soon, Tidied::default(), "what was written a moment ago may still grow");
+    let later = clock::now() + 24 * HOUR;
+    let tidied = archive.compact(&c::TABLE, later).await.expect("compacts");
+    assert_eq!((tidied.compacted, tidied.duplicates), (files, 100));
+    assert_eq!(archive.files(&c::TABLE).await.expect("reads"), tidied.written);
+    assert!(tidied.written <= 3, "one an hour: {tidied:?}");
+    assert_eq!(archive.read(&c::TABLE).await.expect("reads").rows(), 2_000);
+    let after = (answer(&archive, asked).await, answer(&archive, by_key).await, answer(&reader, by_key).await);
+    assert_eq!(after, before, "the same answers, also for whoever had the archive open");
+    assert_eq!(archive.compact(&c::TABLE, later).await.expect("looks"), Tidied::default(), "once is enough");
+
+    // The service goes on, and a late batch of an hour that was compacted joins it.
+    archive.flush(&moved(rows(99, 100), flushed + 100), &upto(flushed + 100), &mut BTreeSet::new(), |_| ()).await.expect("commits");
+    archive.compact(&c::TABLE, later).await.expect("compacts");
+    assert_eq!((archive.read(&c::TABLE).await.expect("reads").rows(), reader.read(&c::TABLE).await.expect("reads").rows()), (2_100, 2_100));
+    assert!(archive.files(&c::TABLE).await.expect("reads") <= 3);
+
+    // Nothing is deleted on the same day: someone may still read it. A second process finds nothing left to do.
+    archive.sweep_out(&c::TABLE).await.expect("tidies");
+    assert_eq!(reader.compact(&c::TABLE, later).await.expect("looks"), Tidied::default());
+    let on_disk = || walk(&folder.path().join("cloudtrail")).iter().filter(|path| path.ends_with(".parquet") && !path.contains("_delta_log")).count();
+    assert!(on_disk() > files, "{} files on disk", on_disk());
+
+    // What has had its time is gone for readers at once.
+    let expired = archive.expire(&c::TABLE, START + HOUR).await.expect("expires");
+    assert!(expired.expired > 0 && archive.read(&c::TABLE).await.expect("reads").rows() < 2_100);
+    archive.expire(&c::TABLE, later).await.expect("expires");
+    assert_eq!(reader.read(&c::TABLE).await.expect("reads").rows(), 0);
+    assert_eq!(archive.positions(&c::TABLE, &[("t".to_owned(), 0)]).await.expect("reads"), upto(flushed + 100), "positions stay");
+}
+
+/// The rows as delivered from other offsets.
+fn moved(batches: Vec<(&'static Table, RecordBatch)>, by: i64) -> Vec<(&'static Table, RecordBatch)> {
+    let cloudtrail = batches.into_iter().filter(|(table, _)| std::ptr::eq(*table, &c::TABLE));
+    let moved = cloudtrail.map(|(table, batch)| {
+        let mut columns = batch.columns().to_vec();
+        let offsets = columns[c::OFFSET].as_primitive::<Int64Type>().unary::<_, Int64Type>(|offset| offset + by);
+        columns[c::OFFSET] = Arc::new(offsets);
+        (table, RecordBatch::try_new(batch.schema(), columns).expect("same schema"))
+    });
+    moved.collect()
+}
+
+async fn answer(archive: &Archive, sql: &str) -> String {
+    let door = Door::open(keyfuse::query::Rows::Archive(archive), &Dimensions::default(), &Fingerprinter::public(), Limits::default()).await.expect("opens");
+    arrow::util::pretty::pretty_format_batches(&door.ask(sql).await.expect("answers").batches).expect("prints").to_string()
+}
+
+fn walk(folder: &std::path::Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).expect("reads").map(|entry| entry.expect("an entry").path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path.to_string_lossy().into_owned()] }).collect()
 }
 
 /// Reads the archive with DuckDB and the `deltalake` package, where a Python with both is at hand (`tests/strangers.sh` makes one).

@@ -57,6 +57,7 @@ pub fn config(folder: &Path, broker: &str, topics: &[&str]) -> Config {
         data: folder.join("data"),
         archive: folder.join("archive").to_string_lossy().into_owned(),
         archive_options: HashMap::new(),
+        keep: None,
         commit_every: Duration::from_millis(500),
         keep_raw: true,
         listen: ([127, 0, 0, 1], 0).into(),
