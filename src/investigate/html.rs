@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::{Dossier, Part, Sheet, graph, moment};
 use crate::clock::Micros;
+use crate::detect::Level;
 
 const STYLE: &str = include_str!("page.css");
 
@@ -22,15 +23,7 @@ pub fn page(dossier: &Dossier, made_at: &str) -> String {
         kind.name(),
         plain(name)
     );
-    let worst = dossier
-        .alerts
-        .sheet
-        .rows
-        .iter()
-        .enumerate()
-        .filter_map(|(row, _)| dossier.alerts.sheet.cell(row, "level"))
-        .min_by_key(|level| rank(level))
-        .unwrap_or("none");
+    let worst = dossier.worst().map_or("none", Level::name);
     let _ = writeln!(out, "<ul class=\"verdict {worst}\">{}</ul>", dossier.verdict.iter().map(|line| format!("<li>{}</li>", plain(line))).collect::<String>());
     let facts = dossier.facts.iter().map(|(title, text)| format!("<div><dt>{title}</dt><dd>{}</dd></div>", plain(text)));
     let _ = writeln!(out, "<dl>{}</dl></header>", facts.collect::<String>());
@@ -46,9 +39,10 @@ pub fn page(dossier: &Dossier, made_at: &str) -> String {
     if !dossier.lineage.sheet.rows.is_empty() {
         let _ = writeln!(
             out,
-            "<section class=\"wide\"><h2>{}</h2><p class=\"note\">{}</p>{}</section>",
+            "<section class=\"wide\"><h2>{}</h2><p class=\"note\">{}{}</p>{}</section>",
             dossier.lineage.title,
             dossier.lineage.note,
+            not_drawn(&dossier.lineage.sheet, "of them"),
             graph::lineage(dossier)
         );
     }
@@ -63,10 +57,6 @@ pub fn page(dossier: &Dossier, made_at: &str) -> String {
         plain(made_at)
     );
     out
-}
-
-fn rank(level: &str) -> usize {
-    ["critical", "high", "medium", "low", "informational"].iter().position(|known| *known == level).unwrap_or(9)
 }
 
 fn is_number(sheet: &Sheet, column: usize) -> bool {
@@ -93,7 +83,10 @@ fn table(out: &mut String, part: &Part, drawing: Option<String>) {
             let _ = write!(out, "<th{}>{}</th>", if numbers[*column] { " class=\"n\"" } else { "" }, plain(&sheet.columns[*column].replace('_', " ")));
         }
         out.push_str("</tr></thead><tbody>");
-        for row in &sheet.rows {
+        for (number, row) in sheet.rows.iter().enumerate() {
+            if sheet.gap() == Some(number) {
+                let _ = write!(out, "<tr><td class=\"gap\" colspan=\"{}\">{} lines between: ask the question below.</td></tr>", shown.len(), sheet.left_out);
+            }
             out.push_str("<tr>");
             for column in &shown {
                 let text = row[*column].as_deref().unwrap_or_default();
@@ -116,16 +109,19 @@ fn table(out: &mut String, part: &Part, drawing: Option<String>) {
             out.push_str("</tr>");
         }
         out.push_str("</tbody></table></div>");
-        if sheet.more > 0 {
-            let _ = write!(out, "<p class=\"trouble\">… and {} more lines: ask the question below.</p>", sheet.more);
-        }
     }
     let _ = writeln!(out, "<details><summary>The question</summary><pre><code>{}</code></pre></details></section>", plain(&part.sql));
 }
 
 fn legend(dossier: &Dossier) -> String {
     let exposed = dossier.exposed_at.map_or_else(String::new, |time| format!(" <span class=\"key exposure\"></span> exposed {}", moment(time)));
-    format!("<span class=\"key act\"></span> acts <span class=\"key denied\"></span> denied <span class=\"key alert\"></span> alerts{exposed}")
+    let (acts, alerts) = (not_drawn(&dossier.timeline.sheet, "lines of acts"), not_drawn(&dossier.alerts.sheet, "alerts"));
+    format!("<span class=\"key act\"></span> acts <span class=\"key denied\"></span> denied <span class=\"key alert\"></span> alerts{exposed}{acts}{alerts}")
+}
+
+/// What a drawing leaves out.
+fn not_drawn(sheet: &Sheet, what: &str) -> String {
+    if sheet.left_out > 0 { format!(" {} {what} in the middle are not drawn.", sheet.left_out) } else { String::new() }
 }
 
 /// Acts by log over time, alerts above them, exposure as a line.
