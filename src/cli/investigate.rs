@@ -57,7 +57,7 @@ const LINES: usize = 40;
 
 fn print(dossier: &Dossier) {
     let style = Style { colour: coloured() };
-    println!("{} {}\n", style.dim(dossier.kind.name()), style.bold(&visible(&dossier.name)));
+    println!("{} {}  {}\n", style.dim(dossier.kind.name()), style.bold(&visible(&dossier.name)), style.dim("(times are UTC)"));
     dossier.verdict.iter().for_each(|line| println!("  {}", visible(line)));
     println!();
     dossier.facts.iter().for_each(|(title, text)| println!("  {:<24}{}", format!("{title}:"), visible(text)));

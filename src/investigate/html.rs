@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::{Dossier, Part, Sheet, graph, moment};
-use crate::clock::Micros;
+use super::{Dossier, GAPS, Part, Sheet, graph, moment};
+use crate::clock::{MINUTE, Micros};
 use crate::detect::Level;
 
 const STYLE: &str = include_str!("page.css");
@@ -19,7 +19,7 @@ pub fn page(dossier: &Dossier, made_at: &str) -> String {
     let Dossier { kind, name, .. } = dossier;
     let _ = write!(
         out,
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{0} {1}</title>\n<style>{STYLE}</style></head>\n<body><main>\n<header><p class=\"kind\">{0}</p><h1>{1}</h1>\n",
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{0} {1}</title>\n<style>{STYLE}</style></head>\n<body><main>\n<header><p class=\"kind\">{0} · times are UTC</p><h1>{1}</h1>\n",
         kind.name(),
         plain(name)
     );
@@ -51,12 +51,17 @@ pub fn page(dossier: &Dossier, made_at: &str) -> String {
     }
     dossier.parts.iter().for_each(|part| table(&mut out, part, None));
     table(&mut out, &dossier.timeline, None);
-    let _ = write!(
-        out,
-        "<footer><p>Made by keyfuse at {} from the rows that were there then. Times are UTC.</p></footer>\n</main></body></html>\n",
-        plain(made_at)
-    );
+    let _ = write!(out, "<footer><p>Made by keyfuse at {} from the rows that were there then.</p></footer>\n</main></body></html>\n", plain(made_at));
     out
+}
+
+/// Digits with their thousands apart, where it is digits.
+fn grouped(text: &str) -> String {
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return plain(text);
+    }
+    let digits = text.chars().enumerate().flat_map(|(at, digit)| [(at > 0 && (text.len() - at).is_multiple_of(3)).then_some(','), Some(digit)]);
+    digits.flatten().collect()
 }
 
 fn is_number(sheet: &Sheet, column: usize) -> bool {
@@ -72,7 +77,8 @@ fn table(out: &mut String, part: &Part, drawing: Option<String>) {
     if let Some(trouble) = &sheet.trouble {
         let _ = write!(out, "<p class=\"trouble\">Could not be asked: {}</p>", plain(trouble));
     } else if sheet.rows.is_empty() {
-        out.push_str("<p class=\"empty\">Nothing in these rows.</p>");
+        let none = if part.title == GAPS { "None is known." } else { "Nothing in these rows." };
+        let _ = write!(out, "<p class=\"empty\">{none}</p>");
     } else {
         // What no row fills is left out.
         let shown: Vec<usize> =
@@ -96,10 +102,12 @@ fn table(out: &mut String, part: &Part, drawing: Option<String>) {
                     "level" => "level",
                     "first" | "last" | "since" | "exposed_at" | "first_time" | "last_time" | "event_time" | "minted_at" | "left_at" => "t",
                     "credential" | "alert_id" | "source_ip" | "span_id" | "parent_span_id" => "id",
+                    "detection" | "kind" | "outcome" | "source" | "state" | "status" => "short",
                     _ => "",
                 };
                 let text = if class == "t" { text.replace('T', " ").trim_end_matches('Z').to_owned() } else { text.to_owned() };
                 let inner = match name {
+                    "bytes" | "input_tokens" | "output_tokens" => grouped(&text),
                     "level" => format!("<b class=\"{0}\">{0}</b>", plain(&text)),
                     "outcome" if text == "denied" => format!("<b class=\"denied\">{}</b>", plain(&text)),
                     _ => plain(&text),
@@ -114,9 +122,11 @@ fn table(out: &mut String, part: &Part, drawing: Option<String>) {
 }
 
 fn legend(dossier: &Dossier) -> String {
-    let exposed = dossier.exposed_at.map_or_else(String::new, |time| format!(" <span class=\"key exposure\"></span> exposed {}", moment(time)));
+    let exposed = dossier.exposed_at.map(|time| ("exposure", format!("exposed {}", moment(time))));
+    let words = [("act", "acts".to_owned()), ("denied", "denied".to_owned()), ("alert", "alerts, coloured by level".to_owned())];
+    let keys = words.into_iter().chain(exposed).map(|(class, words)| format!("<span class=\"legend\"><span class=\"key {class}\"></span>{words}</span> "));
     let (acts, alerts) = (not_drawn(&dossier.timeline.sheet, "lines of acts"), not_drawn(&dossier.alerts.sheet, "alerts"));
-    format!("<span class=\"key act\"></span> acts <span class=\"key denied\"></span> denied <span class=\"key alert\"></span> alerts{exposed}{acts}{alerts}")
+    format!("{}{acts}{alerts}", keys.collect::<String>())
 }
 
 /// What a drawing leaves out.
@@ -157,6 +167,8 @@ fn lanes(dossier: &Dossier) -> String {
             plain(&name.replace('_', " "))
         );
     }
+    // Minutes are told apart by the clock's minutes, seconds by its seconds.
+    let digits = if last - first < 10 * MINUTE { 11..19 } else { 5..16 };
     for tick in 0..=4 {
         let time = first + (span * f64::from(tick) / 4.0) as Micros;
         let anchor = ["start", "middle", "middle", "middle", "end"][tick as usize];
@@ -165,7 +177,7 @@ fn lanes(dossier: &Dossier) -> String {
             "<text class=\"tick\" x=\"{}\" y=\"{}\" text-anchor=\"{anchor}\">{}</text>",
             x(time),
             height - 6.0,
-            &moment(time)[5..16.min(moment(time).len())]
+            moment(time).get(digits.clone()).unwrap_or_default()
         );
     }
     for row in 0..sheet.rows.len() {

@@ -12,13 +12,15 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 use crate::clock::{Micros, parse_time, rfc3339, spoken};
 use crate::detect::Level;
 use crate::error::{Error, Result};
-use crate::query::Door;
+use crate::query::{Answer, Door};
 use crate::text::{is_plain, visible};
 
 pub use html::page;
 
 /// Lines of a part that are shown from its beginning, and as many from its end; how many are left out between is said.
 const SHOWN: usize = 200;
+/// The part that is better empty.
+const GAPS: &str = "Gaps in sight";
 /// Credentials that a page is about, beside the one that was asked for: each is named in every question.
 const DESCENDANTS: usize = 400;
 
@@ -57,7 +59,7 @@ impl Kind {
 pub struct Sheet {
     pub columns: Vec<String>,
     pub rows: Vec<Vec<Option<String>>>,
-    /// Rows that are left out, and after how many of those that are here.
+    /// Rows that are left out of the middle; where, says [`Sheet::gap`].
     pub left_out: usize,
     /// Why there is no answer.
     pub trouble: Option<String>,
@@ -83,13 +85,25 @@ impl Sheet {
         (self.left_out > 0).then_some(SHOWN)
     }
 
-    /// Beginning and end: what came first and how it stands, however much lies between.
-    fn shortened(mut self) -> Self {
-        self.left_out = self.rows.len().saturating_sub(2 * SHOWN);
-        if self.left_out > 0 {
-            self.rows.drain(SHOWN..SHOWN + self.left_out);
+    /// An answer, or no more of it than so many rows of its beginning and of its end: what came first, and how things stand.
+    fn of(answer: &Result<Answer>, shown: usize) -> Self {
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => return Sheet { trouble: Some(error.to_string()), ..Sheet::default() },
+        };
+        let options = FormatOptions::default().with_display_error(true).with_timestamp_tz_format(Some("%Y-%m-%dT%H:%M:%SZ"));
+        let between = shown..answer.rows().saturating_sub(shown);
+        let mut sheet =
+            Sheet { columns: answer.schema.fields().iter().map(|field| field.name().clone()).collect(), left_out: between.len(), ..Sheet::default() };
+        let mut before = 0;
+        for batch in &answer.batches {
+            let columns: Vec<_> = batch.columns().iter().filter_map(|column| Some((column, ArrayFormatter::try_new(column, &options).ok()?))).collect();
+            for row in (0..batch.num_rows()).filter(|row| !between.contains(&(before + row))) {
+                sheet.rows.push(columns.iter().map(|(column, formatter)| (!column.is_null(row)).then(|| formatter.value(row).to_string())).collect());
+            }
+            before += batch.num_rows();
         }
-        self
+        sheet
     }
 }
 
@@ -144,19 +158,7 @@ fn quoted(text: &str) -> String {
 }
 
 async fn ask(door: &Door, sql: &str) -> Sheet {
-    let answer = match door.ask(sql).await {
-        Ok(answer) => answer,
-        Err(error) => return Sheet { trouble: Some(error.to_string()), ..Sheet::default() },
-    };
-    let options = FormatOptions::default().with_display_error(true).with_timestamp_tz_format(Some("%Y-%m-%dT%H:%M:%SZ"));
-    let mut sheet = Sheet { columns: answer.schema.fields().iter().map(|field| field.name().clone()).collect(), ..Sheet::default() };
-    for batch in &answer.batches {
-        let columns: Vec<_> = batch.columns().iter().filter_map(|column| Some((column, ArrayFormatter::try_new(column, &options).ok()?))).collect();
-        for row in 0..batch.num_rows() {
-            sheet.rows.push(columns.iter().map(|(column, formatter)| (!column.is_null(row)).then(|| formatter.value(row).to_string())).collect());
-        }
-    }
-    sheet
+    Sheet::of(&door.ask(sql).await, usize::MAX)
 }
 
 /// What a name is: an alert's id, or whatever the rows know it as.
@@ -241,9 +243,12 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
         "SELECT l.*, made.parent FROM lineage_of({}) l LEFT JOIN (SELECT child, first_value(parent ORDER BY minted_at, parent) AS parent FROM lineage_links WHERE child <> parent GROUP BY child) made ON made.child = l.credential ORDER BY l.relation, l.depth, l.minted_at, l.credential",
         quoted(&name)
     );
-    let lineage = match kind {
-        Kind::Credential => ask(door, &lineage_sql).await,
-        _ => Sheet::default(),
+    let (lineage, shown_lineage) = match kind {
+        Kind::Credential => {
+            let answer = door.ask(&lineage_sql).await;
+            (Sheet::of(&answer, usize::MAX), Sheet::of(&answer, SHOWN))
+        }
+        _ => Default::default(),
     };
     let descends = |row: &usize| lineage.cell(*row, "relation") == Some("descendant");
     let mut children: Vec<String> = (0..lineage.rows.len()).filter(descends).filter_map(|row| lineage.cell(row, "credential").map(str::to_owned)).collect();
@@ -254,7 +259,7 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
     let who = format!("{} IN ({names})", kind.column());
     let of = |column: &str| format!("{column} IN ({names})");
     let key = of(if kind == Kind::Credential { "access_key_id" } else { "identity" });
-    let part = async |title: &'static str, note: &'static str, sql: String| Part { title, note, sheet: ask(door, &sql).await.shortened(), sql };
+    let part = async |title: &'static str, note: &'static str, sql: String| Part { title, note, sheet: Sheet::of(&door.ask(&sql).await, SHOWN), sql };
 
     let exposures = part(
         "Exposures",
@@ -282,14 +287,14 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
     let alerts = part(
         "Alerts",
         "Every alert that names it, first seen first.",
-        format!("SELECT first_time, last_time, level, detection, title, findings, status, held, alert_id {naming} ORDER BY first_time, alert_id"),
+        format!("SELECT level, detection, title, first_time, last_time, findings, status, held, alert_id {naming} ORDER BY first_time, alert_id"),
     )
     .await;
     let timeline = part(
         "Timeline",
         "Acts over all logs; the same act from the same place within a minute is one line.",
         format!(
-            "SELECT min(event_time) AS first, max(event_time) AS last, source, act, target, outcome, source_ip, count(*) AS times FROM activity WHERE {who} GROUP BY date_bin(INTERVAL '1 minute', event_time), source, act, target, outcome, source_ip ORDER BY first"
+            "SELECT min(event_time) AS first, act, target, outcome, source_ip, count(*) AS times, source, max(event_time) AS last FROM activity WHERE {who} GROUP BY date_bin(INTERVAL '1 minute', event_time), source, act, target, outcome, source_ip ORDER BY first"
         ),
     )
     .await;
@@ -316,7 +321,7 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
     parts.push(
         part(
             "Models, tokens and money",
-            "Tokens where CloudTrail, an invocation log or a span counts them; money, an estimate from list prices, only for calls with a log or a span: `without_log` have none.",
+            "Tokens where CloudTrail, an invocation log or a span counts them; money, an estimate from list prices, only for calls with a log or a span, which those under \"without log\" do not have.",
             match kind {
                 Kind::Credential | Kind::Identity => format!(
                     "SELECT model_id, count(*) AS calls, count(*) FILTER (WHERE outcome = 'denied') AS denied, sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, round(sum(cost_microdollars) / 1000000.0, 2) AS dollars, count(*) FILTER (WHERE told_by = 0) AS without_log FROM model_calls WHERE {key} GROUP BY model_id ORDER BY calls DESC"
@@ -361,7 +366,7 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
     };
     parts.push(
         part(
-            "Gaps in sight",
+            GAPS,
             "What these rows cannot show: refused records, late rows, detections that see nothing.",
             "SELECT concat(count(*), ' records were refused: ', max(reason)) AS gap FROM rejects HAVING count(*) > 0
              UNION ALL SELECT concat(count(*), ' rows of cloudtrail came late') AS gap FROM cloudtrail WHERE late HAVING count(*) > 0
@@ -378,7 +383,7 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
         lineage: Part {
             title: "Lineage",
             note: "Sessions and keys that were minted from it, and what it was minted from. Their acts are part of this page.",
-            sheet: lineage.shortened(),
+            sheet: shown_lineage,
             sql: lineage_sql,
         },
         delegation,
@@ -474,7 +479,11 @@ async fn facts(door: &Door, kind: Kind, name: &str, who: &str) -> Vec<(&'static 
     for (title, column) in
         [("First act", "first"), ("Last act", "last"), ("Acts", "acts"), ("Of them denied", "denied"), ("Addresses", "addresses"), ("Identities", "identities")]
     {
-        facts.extend(seen.cell(0, column).filter(|text| !text.is_empty()).map(|text| (title, text.to_owned())));
+        let said = match column {
+            "first" | "last" => seen.time(0, column).map(moment),
+            _ => seen.cell(0, column).map(str::to_owned),
+        };
+        facts.extend(said.filter(|text| !text.is_empty()).map(|text| (title, text)));
     }
     facts
 }
@@ -486,8 +495,8 @@ fn verdict(dossier: &Dossier, keys: &Keys, first_after: Option<Micros>) -> Vec<S
     let last = fact("Last act").and_then(parse_time);
     if let Some(exposed_at) = dossier.exposed_at {
         verdict.push(match first_after {
-            Some(first) => format!("Exposed at {}, used {} later.", rfc3339(exposed_at), spoken(first - exposed_at)),
-            None => format!("Exposed at {}; no use after that is in these logs.", rfc3339(exposed_at)),
+            Some(first) => format!("Exposed at {}, used {} later.", moment(exposed_at), spoken(first - exposed_at)),
+            None => format!("Exposed at {}; no use after that is in these logs.", moment(exposed_at)),
         });
     }
     if dossier.kind == Kind::Credential {
@@ -496,12 +505,12 @@ fn verdict(dossier: &Dossier, keys: &Keys, first_after: Option<Micros>) -> Vec<S
                 let after = last.filter(|last| last > since);
                 let lives = after.map_or_else(
                     || "and nothing was done with it since".to_owned(),
-                    |last| format!("but something was done until {}: sessions live on", rfc3339(last)),
+                    |last| format!("but something was done until {}: sessions live on", moment(last)),
                 );
-                format!("The key is {state} since {}, {lives}.", rfc3339(*since))
+                format!("The key is {state} since {}, {lives}.", moment(*since))
             }
             Some((state, since)) => {
-                format!("Treat it as live: its last known state is {state}, since {}. Quarantine does not stop all of its rights.", rfc3339(*since))
+                format!("Treat it as live: its last known state is {state}, since {}. Quarantine does not stop all of its rights.", moment(*since))
             }
             None => "Treat it as live: no log says that it was deactivated, deleted or quarantined.".into(),
         });
@@ -534,7 +543,7 @@ fn steps(dossier: &Dossier, keys: &Keys) -> Vec<(String, String)> {
             true => "Deactivate the key. It can be enabled again; a bill cannot be undone.",
             false => "Deactivate a key that was made with it, and lives.",
         };
-        let whose = if keys.user(key).is_none() { " USER is whose it is: these logs do not say, or name several." } else { "" };
+        let whose = if keys.user(key).is_none() { " Put its user for USER: these logs name none, or several." } else { "" };
         step(
             &format!("{why}{whose}"),
             format!("aws iam update-access-key --access-key-id {key} --status Inactive --user-name {}", keys.user(key).unwrap_or("USER")),

@@ -76,7 +76,7 @@ fn about(name: &str, rows: &Arc<Memory>) -> Dossier {
 fn rows_of(log: &Path) -> (Arc<Memory>, Alert) {
     let runtime = keyfuse::query::runtime().expect("a runtime");
     let inputs = runtime.block_on(files::resolve(&[log.to_string_lossy().into_owned()], &Default::default())).expect("files");
-    let detections = shipped();
+    let detections: Vec<_> = shipped().into_iter().filter(|detection| detection.name == "LLM-10").collect();
     let replayed = replay(&inputs, plain_settings(&detections), runtime.handle(), |_, _| {}).unwrap_or_else(|errors| panic!("{}", errors[0]));
     runtime.shutdown_background();
     let alert = (*replayed.book.all().first().expect("an alert")).clone();
@@ -126,10 +126,8 @@ fn a_page_about_very_much_says_how_it_ends_and_whose_each_key_is() {
 
     let dossier = about(alice, &rows);
     let verdict = dossier.verdict.join("\n");
-    let (alerts, told) =
-        verdict.split_once("1 critical alert, ").and_then(|(_, rest)| Some((rest.split_once(' ')?.0.parse::<usize>().ok()?, rest))).expect("a count");
-    assert!(alerts >= 501 && told.contains("in all."), "{verdict}");
-    assert!(verdict.contains("inactive since 2026-05-01T17:29:00Z, and nothing was done with it since"), "{verdict}");
+    assert!(verdict.contains("1 critical alert, 501 in all."), "{verdict}");
+    assert!(verdict.contains("inactive since 2026-05-01 17:29:00, and nothing was done with it since"), "{verdict}");
     let timeline = &dossier.timeline.sheet;
     assert_eq!((timeline.rows.len(), timeline.left_out > 0), (400, true));
     assert_eq!(timeline.time(399, "last"), Some(START + 449 * 60_000_000));
