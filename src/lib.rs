@@ -32,4 +32,5 @@ pub mod shipped;
 pub mod sink;
 pub mod source;
 pub mod table;
+pub mod text;
 pub mod top;

@@ -41,6 +41,9 @@ pub const SQL_TOKENS: usize = 4_000;
 /// Deepest bracket nesting of one query.
 pub const SQL_NESTING: usize = 48;
 
+/// What a question's sorts and joins may write to the temporary folder (bytes): a pod whose volume there is full is ended.
+pub const SPILL_BYTES: u64 = 2 << 30;
+
 /// Late rows that one sweep looks at.
 pub const SWEPT_ROWS: usize = 1_000_000;
 

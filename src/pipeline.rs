@@ -24,6 +24,7 @@ use arrow::array::{AsArray, BooleanArray};
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use arrow::record_batch::RecordBatch;
+use tokio::sync::oneshot;
 
 use crate::alert::{Alert, AlertBook, AlertLog, Held, Status};
 use crate::archive::{Archive, ArchiveHistory, Flushed, Positions};
@@ -91,6 +92,10 @@ pub struct Health {
 }
 
 impl Health {
+    fn moves(&self) {
+        self.last_progress.store(clock::now() as u64, Ordering::Relaxed);
+    }
+
     fn fail(&self, problem: Option<String>) {
         *self.problem.write().unwrap_or_else(PoisonError::into_inner) = problem;
     }
@@ -121,9 +126,18 @@ pub enum Order {
     Sweep,
     /// What canaries have shown.
     Proved(Vec<Proof>),
-    /// Deliver the alerts of this detection from now on.
-    Promote(String),
+    /// Deliver the alerts of this detection from now on, and say whether that changes anything.
+    Promote(String, oneshot::Sender<Promotion>),
     Stop,
+}
+
+/// What came of the order to promote a detection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promotion {
+    Done,
+    /// None of that name is loaded.
+    Unknown,
+    NotInShadow,
 }
 
 /// A running service.
@@ -539,19 +553,21 @@ impl Worker {
                 self.pass_time(None)?;
             }
             self.tell_updates(false)?;
-            self.finish_flush(false)?;
+            self.finish_flush(Duration::ZERO)?;
             let due = self.last_flush.elapsed() >= self.config.commit_every || self.unarchived_bytes >= FLUSH_BYTES;
             if due && !self.stopping {
                 self.start_flush()?;
             }
             while self.unarchived_bytes >= UNARCHIVED_BYTES && !self.stopping {
                 // The archive does not keep up: wait for it instead of filling memory. Kafka keeps the rest.
-                self.finish_flush(true)?;
+                // That is no standstill: a restart would only read the same again.
+                self.health.moves();
+                self.finish_flush(PASS_EVERY)?;
                 self.start_flush()?;
                 std::thread::sleep(Duration::from_millis(if self.failed.is_some() { 500 } else { 0 }));
                 self.obey(orders)?;
             }
-            self.health.last_progress.store(clock::now() as u64, Ordering::Relaxed);
+            self.health.moves();
         }
     }
 
@@ -568,10 +584,10 @@ impl Worker {
             Ok(Order::Answered(answer)) => self.take_answer(answer)?,
             Ok(Order::Proved(proofs)) => self.take_proofs(proofs)?,
             Ok(Order::Sweep) => self.ask_late(self.archived_to),
-            Ok(Order::Promote(name)) => {
-                let promoted = self.detections.get(&name).and_then(|detection| self.rollouts.promote(detection.id));
-                tracing::info!(name, promoted = promoted.is_some(), "asked to promote a detection");
-                self.note_rollouts(promoted)?;
+            Ok(Order::Promote(name, answer)) => {
+                let promotion = self.promote(&name)?;
+                tracing::info!(name, ?promotion, "asked to promote a detection");
+                let _ = answer.send(promotion);
             }
             Ok(Order::Stop) => {
                 self.stopping = true;
@@ -580,6 +596,16 @@ impl Worker {
             Err(_) => {}
         }
         Ok(())
+    }
+
+    fn promote(&mut self, name: &str) -> Result<Promotion> {
+        let Some(detection) = self.detections.values().find(|detection| detection.name.eq_ignore_ascii_case(name)) else { return Ok(Promotion::Unknown) };
+        if !self.rollouts.is_shadow(detection.id) {
+            return Ok(Promotion::NotInShadow);
+        }
+        let promoted = self.rollouts.promote(detection.id);
+        self.note_rollouts(promoted)?;
+        Ok(Promotion::Done)
     }
 
     fn note_rollouts(&self, rollouts: impl IntoIterator<Item = Rollout>) -> Result<()> {
@@ -733,6 +759,7 @@ impl Worker {
         tracing::info!(rows = self.engine.residue_rows(), seconds = started.elapsed().as_secs_f32(), "residue rebuilt from the archive");
         self.progress.extend(partitions.iter().map(|partition| (partition.clone(), Progress::default())));
         self.positions.extend(starts);
+        self.health.moves();
         self.health.ready.store(true, Ordering::Relaxed);
         self.tell_canaries(|_| Told::Ready);
         Ok(())
@@ -1079,15 +1106,13 @@ impl Worker {
         rows.finish()
     }
 
-    fn finish_flush(&mut self, wait: bool) -> Result<()> {
+    /// Takes what came of the flush that is under way, if it ends within this time.
+    fn finish_flush(&mut self, within: Duration) -> Result<()> {
         let Some(result) = &self.flush else { return Ok(()) };
-        let result = match wait {
-            true => result.recv().ok(),
-            false => match result.try_recv() {
-                Ok(result) => Some(result),
-                Err(std::sync::mpsc::TryRecvError::Empty) => return Ok(()),
-                Err(std::sync::mpsc::TryRecvError::Disconnected) => None,
-            },
+        let result = match result.recv_timeout(within) {
+            Ok(result) => Some(result),
+            Err(RecvTimeoutError::Timeout) => return Ok(()),
+            Err(RecvTimeoutError::Disconnected) => None,
         };
         self.flush = None;
         let Some((flushed, pending, took)) = result else { return Err(Error::bug("a flush ended without a word")) };
@@ -1118,11 +1143,11 @@ impl Worker {
 
     /// Archives everything taken so far, or says why not.
     fn flush_and_wait(&mut self) -> Result<()> {
-        self.finish_flush(true)?;
+        self.finish_flush(Duration::MAX)?;
         let again = self.failed.is_some();
         for _ in 0..=usize::from(again) {
             self.start_flush()?;
-            self.finish_flush(true)?;
+            self.finish_flush(Duration::MAX)?;
         }
         match (&self.failed, self.health.trouble()) {
             (Some(_), trouble) => Err(Error::environment(format!("the archive could not be written: {}", trouble.unwrap_or_default()))),

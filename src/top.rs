@@ -3,7 +3,7 @@
 //! It knows the service from outside, by its metrics page and its alert log, and draws one screen of both. What it cannot reach it says.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prometheus_parse::{Scrape, Value};
 use ratatui::Frame;
@@ -15,9 +15,12 @@ use ratatui::widgets::{Block, Clear, Paragraph, Row, Sparkline, Table, TableStat
 
 use crate::alert::{Alert, Status};
 use crate::clock::{Micros, SECOND, rfc3339, spoken};
+use crate::text::shell_word;
 
 /// Readings that a small chart shows.
 const CHART: usize = 120;
+/// How long a detection that has failed is said to have.
+const FAILED: Duration = Duration::from_secs(120);
 
 /// One reading of a metrics page.
 struct Reading {
@@ -73,9 +76,14 @@ pub struct Top {
     before: Option<Reading>,
     health: Result<String, String>,
     rates: BTreeMap<String, VecDeque<u64>>,
+    /// Detections whose failures have risen while this looked on, and when last.
+    failed: BTreeMap<String, Instant>,
     /// By id; the newest revision of each.
     alerts: HashMap<String, Alert>,
-    table: TableState,
+    /// Their ids, the one decided last on top.
+    order: Vec<String>,
+    /// Alerts above the first that is shown.
+    above: usize,
     /// By id: what comes meanwhile must not put another in its place.
     chosen: Option<String>,
     is_open: bool,
@@ -95,8 +103,10 @@ impl Top {
             before: None,
             health: Err("not asked yet".into()),
             rates: BTreeMap::new(),
+            failed: BTreeMap::new(),
             alerts: HashMap::new(),
-            table: TableState::default(),
+            order: Vec::new(),
+            above: 0,
             chosen: None,
             is_open: false,
             scroll: 0,
@@ -105,8 +115,13 @@ impl Top {
 
     /// Takes what the service answered: its metrics page and its word on its health, or why there was no answer.
     pub fn take(&mut self, answer: Result<(String, String), String>, at: Instant) {
-        let (page, health) = match answer {
-            Ok((page, health)) => (page, health),
+        let answer = answer.map(|(page, health)| (Reading::of(&page, at), health)).and_then(|(reading, health)| {
+            // Another's page would look like a service with nothing to say.
+            let is_keyfuse = !reading.series("keyfuse_detections_loaded").is_empty();
+            if is_keyfuse { Ok((reading, health)) } else { Err("what answers there is no keyfuse".to_owned()) }
+        });
+        let (reading, health) = match answer {
+            Ok((reading, health)) => (reading, health),
             Err(trouble) => {
                 // Old numbers would look like a service that stands still.
                 (self.last, self.before, self.health) = (None, None, Err(trouble));
@@ -115,7 +130,13 @@ impl Top {
         };
         self.health = Ok(health.trim().to_owned());
         self.before = self.last.take();
-        let reading = Reading::of(&page, at);
+        for (labels, _) in reading.series("keyfuse_detection_errors_total") {
+            let Some(detection) = labels.first() else { continue };
+            if per_second(self.before.as_ref(), &reading, "keyfuse_detection_errors_total", detection).is_some_and(|rate| rate > 0.0) {
+                self.failed.insert(detection.clone(), at);
+            }
+        }
+        self.failed.retain(|_, last| at.saturating_duration_since(*last) < FAILED);
         for (labels, _) in reading.series("keyfuse_rows_total") {
             let Some(table) = labels.first() else { continue };
             let rate = per_second(self.before.as_ref(), &reading, "keyfuse_rows_total", table);
@@ -131,13 +152,20 @@ impl Top {
     /// Takes alerts, new ones or newer revisions; none where there is no alert log.
     pub fn take_alerts(&mut self, alerts: Option<Vec<Alert>>) {
         self.log_is_there = alerts.is_some();
+        let mut is_changed = false;
         for alert in alerts.into_iter().flatten() {
             match self.alerts.get(&alert.alert_id) {
                 Some(known) if known.revision > alert.revision => {}
                 _ => {
                     self.alerts.insert(alert.alert_id.clone(), alert);
+                    is_changed = true;
                 }
             }
+        }
+        if is_changed {
+            let mut alerts: Vec<&Alert> = self.alerts.values().collect();
+            alerts.sort_by(|a, b| (b.decided_at, &b.detection, &b.alert_id).cmp(&(a.decided_at, &a.detection, &a.alert_id)));
+            self.order = alerts.into_iter().map(|alert| alert.alert_id.clone()).collect();
         }
     }
 
@@ -159,9 +187,7 @@ impl Top {
                 }
             }
             key => {
-                let alerts = self.newest_first();
-                let at = self.chosen.as_ref().and_then(|id| alerts.iter().position(|alert| alert.alert_id == *id));
-                let last = alerts.len().saturating_sub(1);
+                let (at, last) = (self.place(), self.order.len().saturating_sub(1));
                 let next = match key {
                     KeyCode::Down | KeyCode::Char('j') => at.map_or(0, |at| (at + 1).min(last)),
                     KeyCode::Up | KeyCode::Char('k') => at.unwrap_or(0).saturating_sub(1),
@@ -169,17 +195,16 @@ impl Top {
                     KeyCode::End => last,
                     _ => return true,
                 };
-                self.chosen = alerts.get(next).map(|alert| alert.alert_id.clone());
+                self.chosen = self.order.get(next).cloned();
             }
         }
         true
     }
 
-    /// Alerts, the one decided last on top.
-    fn newest_first(&self) -> Vec<&Alert> {
-        let mut alerts: Vec<&Alert> = self.alerts.values().collect();
-        alerts.sort_by(|a, b| (b.decided_at, &b.detection, &b.alert_id).cmp(&(a.decided_at, &a.detection, &a.alert_id)));
-        alerts
+    /// Where the chosen alert stands.
+    fn place(&self) -> Option<usize> {
+        let chosen = self.chosen.as_ref()?;
+        self.order.iter().position(|id| id == chosen)
     }
 
     fn chosen(&self) -> Option<&Alert> {
@@ -287,17 +312,16 @@ impl Top {
                 grouped(last.sum("keyfuse_undecided_keys"))
             )),
         ]);
-        let named = |word: &'static str, name: &str, colour: Color| {
-            let found = last.above_zero(name);
+        let named = |word: &'static str, found: Vec<&str>, colour: Color| {
             let more = if found.len() > 8 { format!(" and {} more", found.len() - 8) } else { String::new() };
             (!found.is_empty())
                 .then(|| Span::from(format!("{} {word}: {}{more}  ", found.len(), found.iter().take(8).copied().collect::<Vec<_>>().join(" "))).fg(colour))
         };
         let mut third: Vec<Span<'_>> = [
-            named("switched off", "keyfuse_detection_suspended", Color::Red),
-            named("failed", "keyfuse_detection_errors_total", Color::Red),
-            named("behind", "keyfuse_detection_behind_seconds", Color::Yellow),
-            named("blind", "keyfuse_detection_blind", Color::Yellow),
+            named("switched off", last.above_zero("keyfuse_detection_suspended"), Color::Red),
+            named("failed just now", self.failed.keys().map(String::as_str).collect(), Color::Red),
+            named("behind", last.above_zero("keyfuse_detection_behind_seconds"), Color::Yellow),
+            named("blind", last.above_zero("keyfuse_detection_blind"), Color::Yellow),
         ]
         .into_iter()
         .flatten()
@@ -325,10 +349,18 @@ impl Top {
     }
 
     fn alerts(&mut self, frame: &mut Frame<'_>, area: Rect) {
-        let alerts = self.newest_first();
-        let title = if self.log_is_there { format!(" Alerts: {} ", alerts.len()) } else { " Alerts: not known ".to_owned() };
-        let rows: Vec<Row<'_>> = alerts
+        let title = if self.log_is_there { format!(" Alerts: {} ", self.order.len()) } else { " Alerts: not known ".to_owned() };
+        let block = Block::bordered().title(title);
+        // Only what fits is built, however many there are; the chosen one is always part of it.
+        let (chosen, fits) = (self.place(), usize::from(block.inner(area).height).max(1));
+        self.above = self.above.min(self.order.len().saturating_sub(fits));
+        if let Some(chosen) = chosen {
+            self.above = self.above.clamp((chosen + 1).saturating_sub(fits), chosen);
+        }
+        let rows: Vec<Row<'_>> = self.order[self.above..]
             .iter()
+            .take(fits)
+            .filter_map(|id| self.alerts.get(id))
             .map(|alert| {
                 let (kind, name) = alert.subject();
                 let what = match (alert.status, alert.held) {
@@ -357,10 +389,8 @@ impl Top {
             .collect();
         let widths = [Constraint::Length(8), Constraint::Length(8), Constraint::Length(8), Constraint::Fill(2), Constraint::Fill(3), Constraint::Length(5)];
         let empty = rows.is_empty();
-        let chosen = self.chosen.as_ref().and_then(|id| alerts.iter().position(|alert| alert.alert_id == *id));
-        let table = Table::new(rows, widths).row_highlight_style(Style::new().add_modifier(Modifier::REVERSED)).block(Block::bordered().title(title));
-        self.table.select(chosen);
-        frame.render_stateful_widget(table, area, &mut self.table);
+        let table = Table::new(rows, widths).row_highlight_style(Style::new().add_modifier(Modifier::REVERSED)).block(block);
+        frame.render_stateful_widget(table, area, &mut TableState::new().with_selected(chosen.map(|chosen| chosen - self.above)));
         if empty {
             let inside = Block::bordered().inner(area);
             let said = match self.log_is_there {
@@ -374,12 +404,11 @@ impl Top {
 
 /// What a responder reads of one alert.
 fn story<'a>(alert: &'a Alert, archive: &str) -> Vec<Line<'a>> {
-    let (_, name) = alert.subject();
-    let word = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
+    let (id, archive) = (&alert.alert_id, shell_word(archive));
     let mut lines = vec![
         Line::from(alert.sentence().bold()),
-        Line::from(format!("keyfuse investigate {} --archive {}", word(&name), word(archive)).cyan()),
-        Line::from(format!("keyfuse explain {} --archive {}", alert.alert_id, word(archive)).cyan()),
+        Line::from(format!("keyfuse investigate {id} --archive {archive}").cyan()),
+        Line::from(format!("keyfuse explain {id} --archive {archive}").cyan()),
         Line::from(""),
     ];
     let mut fact = |name: &'static str, value: String| lines.push(Line::from(vec![Span::from(format!("{name:<12}")).dim(), Span::from(value)]));

@@ -17,6 +17,7 @@ use crate::detect::analyse::Merge;
 use crate::detect::{Detection, Finding, Level, Scalar, Standing, is_event_id};
 use crate::limits;
 use crate::table::{Rows, alerts};
+use crate::text;
 
 pub use allow::{AllowEntry, AllowList};
 pub use log::{AlertLog, Following};
@@ -272,8 +273,7 @@ impl Alert {
         let columns = self.alert_key.keys().chain(self.payload.keys()).filter_map(|name| Some((name.as_str(), self.column(name)?)));
         for (name, value) in used.map(|value| ("credential", value)).into_iter().chain(columns) {
             // What goes into a line to be pasted is no more than a word.
-            let plain = value.chars().all(|c| c.is_alphanumeric() || "-_./:@+=*".contains(c));
-            if plain && !value.is_empty() {
+            if text::is_plain(&value) {
                 steps = steps.replace(&format!("<{name}>"), &value);
             }
         }

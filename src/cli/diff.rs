@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use keyfuse::alert::{Alert, AlertBook};
 use keyfuse::detect::Detection;
 use keyfuse::error::Error;
+use keyfuse::text::visible;
 
 use super::Outcome;
 use super::backtest::{Stretch, chosen};
@@ -48,7 +49,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
             }
             (Some(a), Some(b)) if a.level != b.level => {
                 changed += 1;
-                println!("~ {} {}: {} becomes {}", b.detection, identity.0, a.level, b.level);
+                println!("~ {} {}: {} becomes {}", b.detection, visible(&identity.0), a.level, b.level);
             }
             _ => {}
         }

@@ -6,6 +6,7 @@ use keyfuse::detect::Engine;
 use keyfuse::doctor::{Gap, Report, examine};
 use keyfuse::error::Error;
 use keyfuse::query::{Limits, on_deep_stacks};
+use keyfuse::text::visible;
 
 use super::Outcome;
 use super::place::Place;
@@ -52,8 +53,8 @@ fn page(report: &Report, detections: usize) {
         }
         println!("\n{}", style.bold(title));
         for (number, gap) in gaps.iter().enumerate() {
-            println!("{:>3}. {}: {}", number + 1, style.bold(gap.name), gap.evidence);
-            list(&gap.places, 6, |places| println!("     {places}"));
+            println!("{:>3}. {}: {}", number + 1, style.bold(gap.name), visible(&gap.evidence));
+            list(&gap.places, 6, |places| println!("     {}", visible(places)));
             list(&gap.detections, 12, |names| {
                 println!("     {}, of {detections}: {names}", if gap.proven { "blind or half blind" } else { "it would matter to" })
             });

@@ -11,6 +11,7 @@ use keyfuse::detect::Detection;
 use keyfuse::error::Error;
 use keyfuse::explain::{Clause, Explainer, Seen, clauses};
 use keyfuse::query::{Answer, Door, Limits, Rows, on_deep_stacks};
+use keyfuse::text::visible;
 
 use super::terminal::{Style, coloured};
 use super::{Outcome, Rules, runtime};
@@ -79,7 +80,7 @@ fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Expl
     let evidence: Vec<String> = serde_json::from_str(&text(answer, last, 4)).unwrap_or_default();
     // Evidence may lie as far back as the longest memory of any detection.
     let since = moment(answer, last, 5).map_or(Micros::MIN, |first| first - 400 * DAY);
-    println!("{} {}  {}", style.bold(&detection.name), style.bold(&detection.title), text(answer, last, 2));
+    println!("{} {}  {}", style.bold(&detection.name), style.bold(&detection.title), visible(&text(answer, last, 2)));
     let held = match text(answer, last, 10) {
         why if why.is_empty() => "told to every sink that there is".to_owned(),
         why => format!("not delivered: {why}"),
@@ -89,7 +90,7 @@ fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Expl
     println!("\n{}", style.bold("What it says"));
     let payload: std::collections::BTreeMap<String, serde_json::Value> = serde_json::from_str(&text(answer, last, 3)).unwrap_or_default();
     for (name, value) in payload.iter().filter(|(_, value)| !value.is_null()) {
-        println!("  {name:<20} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+        println!("  {name:<20} {}", visible(&value.as_str().map_or_else(|| value.to_string(), str::to_owned)));
     }
     if detection.schedule.is_some() {
         println!("\nAsked over the archive on a schedule; its query is the whole of it:\n\n{}", detection.sql);
@@ -113,12 +114,12 @@ fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Expl
         }
         println!("\n{}", style.bold("The rows (its evidence: up to ten event ids, the smallest)"));
         for part in &parts {
-            println!("  {}  scan {} {} {}  {}", part.event_time, part.scan, part.table, part.event_id, style.dim(&format!("appended {}", part.append_time)));
-            let values: Vec<String> = part.values.iter().map(|(name, value)| format!("{name} = {value}")).collect();
-            println!("      {}", values.join(", "));
+            let appended = style.dim(&format!("appended {}", part.append_time));
+            println!("  {}  scan {} {} {}  {appended}", part.event_time, part.scan, part.table, visible(&part.event_id));
+            println!("      {}", told(&part.values));
         }
         if parts.is_empty() {
-            println!("  none of {} is in the archive (any more)", evidence.join(", "));
+            println!("  none of {} is in the archive (any more)", visible(&evidence.join(", ")));
         }
     }
     println!("\n{}", style.bold("The moments"));
@@ -130,7 +131,7 @@ fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Expl
 }
 
 fn why_not(style: &Style, detection: &Detection, event_id: &str, seen: &[Seen]) {
-    println!("{} {} and the event {event_id}", style.bold(&detection.name), detection.title);
+    println!("{} {} and the event {}", style.bold(&detection.name), detection.title, visible(event_id));
     for seen in seen {
         println!("\n{}", style.bold(&format!("As scan {}, {}", seen.scan, seen.table)));
         seen.clauses.iter().for_each(|clause| show(style, clause));
@@ -139,11 +140,14 @@ fn why_not(style: &Style, detection: &Detection, event_id: &str, seen: &[Seen]) 
             continue;
         }
         if let Some((name, value)) = &seen.key {
-            println!("  looked at, under {name} = {value}");
+            println!("  looked at, under {name} = {}", visible(value));
         }
-        seen.company.iter().for_each(|line| println!("  {line}"));
+        seen.company.iter().for_each(|line| println!("  {}", visible(line)));
         for alert in &seen.returned {
-            println!("  the query does return something for it: {alert}; if it is not there, look in the allow-list, and for results that are not sure yet");
+            println!(
+                "  the query does return something for it: {}; if it is not there, look in the allow-list, and for results that are not sure yet",
+                visible(alert)
+            );
         }
         match (seen.returned.is_empty(), seen.in_the_way.is_empty()) {
             (false, _) => {}
@@ -162,8 +166,12 @@ fn show(style: &Style, clause: &Clause) {
         Some(false) => "FAILS ",
         None => "null  ",
     };
-    let values: Vec<String> = clause.values.iter().map(|(name, value)| format!("{name} = {value}")).collect();
-    println!("    {mark} {}  {}", clause.text, style.dim(&values.join(", ")));
+    println!("    {mark} {}  {}", clause.text, style.dim(&told(&clause.values)));
+}
+
+/// Columns and what a row has in them.
+fn told(values: &[(String, String)]) -> String {
+    values.iter().map(|(name, value)| format!("{name} = {}", visible(value))).collect::<Vec<_>>().join(", ")
 }
 
 fn text(answer: &Answer, row: usize, column: usize) -> String {

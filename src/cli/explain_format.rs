@@ -10,6 +10,7 @@ use keyfuse::decode::{Decoder, FORMATS, Message};
 use keyfuse::error::Error;
 use keyfuse::source::files;
 use keyfuse::table::{cloudtrail as system, rejects};
+use keyfuse::text::visible;
 use serde_json::Value;
 
 use super::terminal::{Style, coloured};
@@ -100,7 +101,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
         }
     }
     let style = Style { colour: coloured() };
-    let short = |text: &str| text.chars().take(60).collect::<String>().replace('\n', " ");
+    let short = |text: &str| visible(&text.chars().take(60).collect::<String>()).into_owned();
     for ((format, table), kind) in &kinds {
         println!("{}  {} rows of {table}", style.bold(format), kind.rows);
         for (column, (filled, example)) in &kind.columns {
@@ -109,13 +110,13 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
         if !kind.left.is_empty() {
             println!("  {}", style.bold("in no column (still in raw; of texts only hash, length and hits are kept):"));
             for (path, (times, example)) in &kind.left {
-                println!("  {path:<48} {:>3} %  {}", times * 100 / kind.rows, style.dim(&short(example)));
+                println!("  {:<48} {:>3} %  {}", visible(path), times * 100 / kind.rows, style.dim(&short(example)));
             }
         }
         println!();
     }
     for ((reason, detail), (times, example)) in &refused {
-        println!("{} {times} refused: {detail}\n  {}", style.bold(reason), style.dim(&short(example)));
+        println!("{} {times} refused: {}\n  {}", style.bold(reason), visible(detail), style.dim(&short(example)));
     }
     if kinds.is_empty() && refused.is_empty() {
         return Err(one(Error::user("there is no record in these files")));

@@ -6,6 +6,7 @@ use keyfuse::clock;
 use keyfuse::error::{At, Error};
 use keyfuse::investigate::{Dossier, Part, investigate, page};
 use keyfuse::query::{Limits, on_deep_stacks};
+use keyfuse::text::{visible, visible_lines};
 
 use super::Outcome;
 use super::place::Place;
@@ -56,16 +57,16 @@ const LINES: usize = 40;
 
 fn print(dossier: &Dossier) {
     let style = Style { colour: coloured() };
-    println!("{} {}\n", style.dim(dossier.kind.name()), style.bold(&dossier.name));
-    dossier.verdict.iter().for_each(|line| println!("  {line}"));
+    println!("{} {}  {}\n", style.dim(dossier.kind.name()), style.bold(&visible(&dossier.name)), style.dim("(times are UTC)"));
+    dossier.verdict.iter().for_each(|line| println!("  {}", visible(line)));
     println!();
-    dossier.facts.iter().for_each(|(title, text)| println!("  {:<24}{text}", format!("{title}:")));
+    dossier.facts.iter().for_each(|(title, text)| println!("  {:<24}{}", format!("{title}:"), visible(text)));
     let parts = [&dossier.alerts, &dossier.lineage].into_iter().chain(&dossier.delegation).chain(&dossier.parts).chain([&dossier.timeline]);
     parts.for_each(|part| sheet(part, &style));
     if !dossier.steps.is_empty() {
         println!("\n{}  {}", style.bold("What to do now"), style.dim("(nothing of this was run)"));
         for (number, (why, command)) in dossier.steps.iter().enumerate() {
-            println!("{:>3}. {why}\n     {command}", number + 1);
+            println!("{:>3}. {why}\n     {}", number + 1, visible(command));
         }
     }
 }
@@ -77,29 +78,26 @@ fn sheet(part: &Part, style: &Style) {
     }
     println!("\n{}  {}", style.bold(part.title), style.dim(part.note));
     if let Some(trouble) = &sheet.trouble {
-        println!("  could not be asked: {trouble}");
+        println!("  could not be asked: {}", visible_lines(trouble));
         return;
     }
     let filled: Vec<usize> =
         (0..sheet.columns.len()).filter(|column| sheet.rows.iter().any(|row| row[*column].as_deref().is_some_and(|cell| !cell.is_empty()))).collect();
-    let cell = |row: &Vec<Option<String>>, column: usize| row[column].as_deref().unwrap_or_default().chars().take(52).collect::<String>();
+    let cell = |row: &Vec<Option<String>>, column: usize| visible(row[column].as_deref().unwrap_or_default()).chars().take(52).collect::<String>();
     let widths: Vec<usize> = filled
         .iter()
         .map(|column| sheet.rows.iter().map(|row| cell(row, *column).chars().count()).chain([sheet.columns[*column].len()]).max().unwrap_or(0))
         .collect();
     let line = |cells: Vec<String>| cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect::<Vec<_>>().join("  ");
     println!("  {}", style.dim(line(filled.iter().map(|column| sheet.columns[*column].clone()).collect()).trim_end()));
-    let left_out = LINES / 2..sheet.rows.len().saturating_sub(LINES / 2).max(LINES / 2);
-    let left_out = if sheet.rows.len() > LINES { left_out } else { 0..0 };
+    let left_out = if sheet.rows.len() > LINES { LINES / 2..sheet.rows.len() - LINES / 2 } else { 0..0 };
     for (number, row) in sheet.rows.iter().enumerate() {
         if number == left_out.start && !left_out.is_empty() {
-            println!("  … {} lines between: {}", left_out.len(), part.sql);
+            let question = part.sql.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+            println!("  … {} lines between: {}", left_out.len() + sheet.left_out, visible(&question));
         }
         if !left_out.contains(&number) {
             println!("  {}", line(filled.iter().map(|column| cell(row, *column)).collect()).trim_end());
         }
-    }
-    if sheet.more > 0 {
-        println!("  … and {} more: {}", sheet.more, part.sql);
     }
 }

@@ -33,6 +33,7 @@ use keyfuse::dimension::{Dimensions, Files, Statement};
 use keyfuse::error::Error;
 use keyfuse::network::Networks;
 use keyfuse::secret::Fingerprinter;
+use keyfuse::text::visible_lines;
 
 /// Catches the misuse of AI credentials while it happens.
 ///
@@ -235,7 +236,7 @@ pub fn main() -> ExitCode {
         Ok(Outcome::Found) => ExitCode::from(1),
         Err(errors) => {
             for error in &errors {
-                eprintln!("keyfuse: {error}");
+                eprintln!("keyfuse: {}", visible_lines(&error.to_string()));
             }
             let outside = errors.iter().any(|error| error.fault != keyfuse::error::Fault::User);
             ExitCode::from(if outside { 3 } else { 2 })

@@ -12,6 +12,7 @@ use keyfuse::replay::{Settings, replay};
 use keyfuse::secret::Fingerprinter;
 use keyfuse::source::files;
 use keyfuse::table::{Memory, Rows, alerts};
+use keyfuse::text::shell_word;
 
 use super::{Rules, runtime};
 
@@ -57,13 +58,12 @@ impl Place {
 
     /// A command that a page shows, asked of the same rows; none where it can only be asked of an archive.
     pub fn again(&self, command: &str) -> Option<String> {
-        let word = |text: &String| format!("'{}'", text.replace('\'', "'\\''"));
         match (&self.from[..], command.strip_prefix("keyfuse ")) {
             (_, None) => Some(command.to_owned()),
             ([], Some(_)) if self.archive == ARCHIVE => Some(command.to_owned()),
-            ([], Some(_)) => Some(format!("{command} --archive {}", word(&self.archive))),
+            ([], Some(_)) => Some(format!("{command} --archive {}", shell_word(&self.archive))),
             (_, Some(verb)) if verb.starts_with("explain") => None,
-            (from, Some(_)) => Some(format!("{command}{}", from.iter().map(|path| format!(" --from {}", word(path))).collect::<String>())),
+            (from, Some(_)) => Some(format!("{command}{}", from.iter().map(|path| format!(" --from {}", shell_word(path))).collect::<String>())),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,8 +10,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::{Path as Name, State};
+use axum::extract::{ConnectInfo, Path as Name, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use keyfuse::clock::{self, Micros, SECOND};
 use keyfuse::config::{Canaries, Config, Topic};
@@ -18,10 +21,12 @@ use keyfuse::detect::Detection;
 use keyfuse::dimension::Files;
 use keyfuse::error::{At, Error};
 use keyfuse::metrics::Metrics;
-use keyfuse::pipeline::{Health, Order, Service, Show};
+use keyfuse::pipeline::{Health, Order, Promotion, Service, Show};
 use keyfuse::query::{Limits, wire};
 use keyfuse::secret::Fingerprinter;
 use keyfuse::source::broker::Broker;
+use keyfuse::text::shell_word;
+use tokio::sync::oneshot;
 
 use super::play::play;
 use super::terminal::{Style, coloured};
@@ -62,7 +67,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let (show_in, show) = sync_channel(256);
     let service = Service::start(&config, runtime.handle().clone(), Some(show_in))?;
     let web = Web { metrics: Arc::clone(&service.metrics), health: Arc::clone(&service.health), orders: service.orders() };
-    runtime.spawn(async move { axum::serve(listener, router(web)).await });
+    runtime.spawn(async move { axum::serve(listener, router(web).into_make_service_with_connect_info::<SocketAddr>()).await });
 
     let questions = keyfuse::query::runtime().map_err(one)?;
     let sql = match &config.sql {
@@ -84,7 +89,12 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     println!("keyfuse {}: {} detections, {} topics", env!("CARGO_PKG_VERSION"), detections.len(), config.topics.len());
     println!("  metrics  http://{address}/metrics  (also /healthz, /readyz)");
     println!("  archive  {}", config.archive);
-    println!("  watch    keyfuse top --data {} --at {address}", config.data.display());
+    // A path as one word, so that the line can be pasted.
+    let word = |path: &Path| shell_word(&path.to_string_lossy()).into_owned();
+    match &args.config {
+        Some(path) => println!("  watch    keyfuse top --config {}", word(path)),
+        None => println!("  watch    keyfuse top --data {} --at {address}", word(&config.data)),
+    }
     if let (Some(sql), Some((settings, _))) = (&sql, &config.sql) {
         println!(
             "  psql     psql \"host={} port={} user={}\"{}",
@@ -94,7 +104,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
             if settings.password.is_some() { "" } else { "  (no password: everybody on this machine may ask)" }
         );
     }
-    println!("  ask      keyfuse sql --archive {} \"SELECT event_name, count(*) FROM cloudtrail GROUP BY 1 ORDER BY 2 DESC\"\n", config.archive);
+    println!("  ask      keyfuse sql --archive {} \"SELECT event_name, count(*) FROM cloudtrail GROUP BY 1 ORDER BY 2 DESC\"\n", shell_word(&config.archive));
 
     let told = Arc::new(AtomicBool::new(false));
     let player = match &demo {
@@ -179,13 +189,23 @@ struct Web {
 
 fn router(web: Web) -> Router {
     let sweep = |State(web): State<Web>| async move {
-        let _ = web.orders.send(Order::Sweep);
-        (StatusCode::ACCEPTED, "late rows are looked at; keyfuse_late_sweeps_total counts when it is done\n")
+        match web.orders.send(Order::Sweep) {
+            Ok(()) => (StatusCode::ACCEPTED, "late rows are looked at; keyfuse_late_sweeps_total counts when it is done\n"),
+            Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the service is ending\n"),
+        }
     };
-    let promote = |State(web): State<Web>, Name(detection): Name<String>| async move {
-        let _ = web.orders.send(Order::Promote(detection));
-        (StatusCode::ACCEPTED, "its new alerts are delivered from now on\n")
+    let promote = |State(web): State<Web>, Name(name): Name<String>| async move {
+        let (answer, answered) = oneshot::channel();
+        let _ = web.orders.send(Order::Promote(name.clone(), answer));
+        match tokio::time::timeout(ANSWER, answered).await {
+            Ok(Ok(Promotion::Done)) => (StatusCode::OK, format!("{name}: its new alerts are delivered from now on\n")),
+            Ok(Ok(Promotion::Unknown)) => (StatusCode::NOT_FOUND, format!("{name}: no detection of that name is loaded\n")),
+            Ok(Ok(Promotion::NotInShadow)) => (StatusCode::CONFLICT, format!("{name} is not in shadow: there is nothing to promote\n")),
+            Ok(Err(_)) => (StatusCode::SERVICE_UNAVAILABLE, "the service is ending\n".to_owned()),
+            Err(_) => (StatusCode::ACCEPTED, format!("{name}: the engine is busy and has not answered yet; ask again to see\n")),
+        }
     };
+    let orders = Router::new().route("/sweep", post(sweep)).route("/promote/{detection}", post(promote)).route_layer(from_fn(from_here));
     let alive = |State(web): State<Web>| async move {
         let silent = clock::now() - web.health.last_progress.load(Ordering::Relaxed) as Micros;
         match (web.health.ready.load(Ordering::Relaxed) && silent > 60 * SECOND, web.health.trouble()) {
@@ -202,11 +222,21 @@ fn router(web: Web) -> Router {
     };
     Router::new()
         .route("/metrics", get(|State(web): State<Web>| async move { ([("content-type", "text/plain; version=0.0.4")], web.metrics.page()) }))
-        .route("/sweep", post(sweep))
-        .route("/promote/{detection}", post(promote))
         .route("/healthz", get(alive))
         .route("/readyz", get(ready))
+        .merge(orders)
         .with_state(web)
+}
+
+/// How long an order waits for the engine's answer.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Nobody logs in here, so orders are taken from the machine itself alone.
+async fn from_here(ConnectInfo(peer): ConnectInfo<SocketAddr>, request: Request, next: Next) -> Response {
+    match peer.ip().to_canonical() {
+        ip if ip.is_loopback() => next.run(request).await,
+        ip => (StatusCode::FORBIDDEN, format!("you ask from {ip}: orders are taken from this machine only, at 127.0.0.1 or [::1]\n")).into_response(),
+    }
 }
 
 struct Screen {

@@ -9,6 +9,7 @@ use keyfuse::function::FUNCTIONS;
 use keyfuse::query::output::{Format, write};
 use keyfuse::query::{Door, Limits, wire};
 use keyfuse::table::{DIMENSIONS, TABLES, VIEWS};
+use keyfuse::text::visible_lines;
 use rustyline::error::ReadlineError;
 
 use super::Outcome;
@@ -128,7 +129,7 @@ fn prompt(runtime: &tokio::runtime::Runtime, door: &Door, format: Format) -> Res
                 });
                 match answer {
                     Ok(answer) => write(&answer, format, &mut std::io::stdout()).map_err(one)?,
-                    Err(error) => eprintln!("{error}"),
+                    Err(error) => eprintln!("{}", visible_lines(&error.to_string())),
                 }
             }
             Err(ReadlineError::Interrupted) => question.clear(),

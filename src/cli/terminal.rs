@@ -7,6 +7,7 @@ use keyfuse::alert::{Alert, Status};
 use keyfuse::clock::parse_time;
 use keyfuse::clock::{Micros, rfc3339, spoken};
 use keyfuse::detect::Detection;
+use keyfuse::text::visible;
 
 /// Whether standard output shows colours.
 pub fn coloured() -> bool {
@@ -109,5 +110,5 @@ fn wrapped(parts: &[String], between: &str) -> Vec<String> {
 }
 
 fn plain(value: &serde_json::Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    value.as_str().map_or_else(|| visible(&value.to_string()).into_owned(), |text| visible(text).into_owned())
 }

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::{Dossier, Part, Sheet, graph, moment};
-use crate::clock::Micros;
+use super::{Dossier, GAPS, Part, Sheet, graph, moment};
+use crate::clock::{MINUTE, Micros};
+use crate::detect::Level;
 
 const STYLE: &str = include_str!("page.css");
 
@@ -18,19 +19,11 @@ pub fn page(dossier: &Dossier, made_at: &str) -> String {
     let Dossier { kind, name, .. } = dossier;
     let _ = write!(
         out,
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{0} {1}</title>\n<style>{STYLE}</style></head>\n<body><main>\n<header><p class=\"kind\">{0}</p><h1>{1}</h1>\n",
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{0} {1}</title>\n<style>{STYLE}</style></head>\n<body><main>\n<header><p class=\"kind\">{0} · times are UTC</p><h1>{1}</h1>\n",
         kind.name(),
         plain(name)
     );
-    let worst = dossier
-        .alerts
-        .sheet
-        .rows
-        .iter()
-        .enumerate()
-        .filter_map(|(row, _)| dossier.alerts.sheet.cell(row, "level"))
-        .min_by_key(|level| rank(level))
-        .unwrap_or("none");
+    let worst = dossier.worst().map_or("none", Level::name);
     let _ = writeln!(out, "<ul class=\"verdict {worst}\">{}</ul>", dossier.verdict.iter().map(|line| format!("<li>{}</li>", plain(line))).collect::<String>());
     let facts = dossier.facts.iter().map(|(title, text)| format!("<div><dt>{title}</dt><dd>{}</dd></div>", plain(text)));
     let _ = writeln!(out, "<dl>{}</dl></header>", facts.collect::<String>());
@@ -46,9 +39,10 @@ pub fn page(dossier: &Dossier, made_at: &str) -> String {
     if !dossier.lineage.sheet.rows.is_empty() {
         let _ = writeln!(
             out,
-            "<section class=\"wide\"><h2>{}</h2><p class=\"note\">{}</p>{}</section>",
+            "<section class=\"wide\"><h2>{}</h2><p class=\"note\">{}{}</p>{}</section>",
             dossier.lineage.title,
             dossier.lineage.note,
+            not_drawn(&dossier.lineage.sheet, "of them"),
             graph::lineage(dossier)
         );
     }
@@ -57,16 +51,17 @@ pub fn page(dossier: &Dossier, made_at: &str) -> String {
     }
     dossier.parts.iter().for_each(|part| table(&mut out, part, None));
     table(&mut out, &dossier.timeline, None);
-    let _ = write!(
-        out,
-        "<footer><p>Made by keyfuse at {} from the rows that were there then. Times are UTC.</p></footer>\n</main></body></html>\n",
-        plain(made_at)
-    );
+    let _ = write!(out, "<footer><p>Made by keyfuse at {} from the rows that were there then.</p></footer>\n</main></body></html>\n", plain(made_at));
     out
 }
 
-fn rank(level: &str) -> usize {
-    ["critical", "high", "medium", "low", "informational"].iter().position(|known| *known == level).unwrap_or(9)
+/// Digits with their thousands apart, where it is digits.
+fn grouped(text: &str) -> String {
+    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return plain(text);
+    }
+    let digits = text.chars().enumerate().flat_map(|(at, digit)| [(at > 0 && (text.len() - at).is_multiple_of(3)).then_some(','), Some(digit)]);
+    digits.flatten().collect()
 }
 
 fn is_number(sheet: &Sheet, column: usize) -> bool {
@@ -82,7 +77,8 @@ fn table(out: &mut String, part: &Part, drawing: Option<String>) {
     if let Some(trouble) = &sheet.trouble {
         let _ = write!(out, "<p class=\"trouble\">Could not be asked: {}</p>", plain(trouble));
     } else if sheet.rows.is_empty() {
-        out.push_str("<p class=\"empty\">Nothing in these rows.</p>");
+        let none = if part.title == GAPS { "None is known." } else { "Nothing in these rows." };
+        let _ = write!(out, "<p class=\"empty\">{none}</p>");
     } else {
         // What no row fills is left out.
         let shown: Vec<usize> =
@@ -93,7 +89,10 @@ fn table(out: &mut String, part: &Part, drawing: Option<String>) {
             let _ = write!(out, "<th{}>{}</th>", if numbers[*column] { " class=\"n\"" } else { "" }, plain(&sheet.columns[*column].replace('_', " ")));
         }
         out.push_str("</tr></thead><tbody>");
-        for row in &sheet.rows {
+        for (number, row) in sheet.rows.iter().enumerate() {
+            if sheet.gap() == Some(number) {
+                let _ = write!(out, "<tr><td class=\"gap\" colspan=\"{}\">{} lines between: ask the question below.</td></tr>", shown.len(), sheet.left_out);
+            }
             out.push_str("<tr>");
             for column in &shown {
                 let text = row[*column].as_deref().unwrap_or_default();
@@ -103,10 +102,12 @@ fn table(out: &mut String, part: &Part, drawing: Option<String>) {
                     "level" => "level",
                     "first" | "last" | "since" | "exposed_at" | "first_time" | "last_time" | "event_time" | "minted_at" | "left_at" => "t",
                     "credential" | "alert_id" | "source_ip" | "span_id" | "parent_span_id" => "id",
+                    "detection" | "kind" | "outcome" | "source" | "state" | "status" => "short",
                     _ => "",
                 };
                 let text = if class == "t" { text.replace('T', " ").trim_end_matches('Z').to_owned() } else { text.to_owned() };
                 let inner = match name {
+                    "bytes" | "input_tokens" | "output_tokens" => grouped(&text),
                     "level" => format!("<b class=\"{0}\">{0}</b>", plain(&text)),
                     "outcome" if text == "denied" => format!("<b class=\"denied\">{}</b>", plain(&text)),
                     _ => plain(&text),
@@ -116,16 +117,21 @@ fn table(out: &mut String, part: &Part, drawing: Option<String>) {
             out.push_str("</tr>");
         }
         out.push_str("</tbody></table></div>");
-        if sheet.more > 0 {
-            let _ = write!(out, "<p class=\"trouble\">… and {} more lines: ask the question below.</p>", sheet.more);
-        }
     }
     let _ = writeln!(out, "<details><summary>The question</summary><pre><code>{}</code></pre></details></section>", plain(&part.sql));
 }
 
 fn legend(dossier: &Dossier) -> String {
-    let exposed = dossier.exposed_at.map_or_else(String::new, |time| format!(" <span class=\"key exposure\"></span> exposed {}", moment(time)));
-    format!("<span class=\"key act\"></span> acts <span class=\"key denied\"></span> denied <span class=\"key alert\"></span> alerts{exposed}")
+    let exposed = dossier.exposed_at.map(|time| ("exposure", format!("exposed {}", moment(time))));
+    let words = [("act", "acts".to_owned()), ("denied", "denied".to_owned()), ("alert", "alerts, coloured by level".to_owned())];
+    let keys = words.into_iter().chain(exposed).map(|(class, words)| format!("<span class=\"legend\"><span class=\"key {class}\"></span>{words}</span> "));
+    let (acts, alerts) = (not_drawn(&dossier.timeline.sheet, "lines of acts"), not_drawn(&dossier.alerts.sheet, "alerts"));
+    format!("{}{acts}{alerts}", keys.collect::<String>())
+}
+
+/// What a drawing leaves out.
+fn not_drawn(sheet: &Sheet, what: &str) -> String {
+    if sheet.left_out > 0 { format!(" {} {what} in the middle are not drawn.", sheet.left_out) } else { String::new() }
 }
 
 /// Acts by log over time, alerts above them, exposure as a line.
@@ -161,6 +167,8 @@ fn lanes(dossier: &Dossier) -> String {
             plain(&name.replace('_', " "))
         );
     }
+    // Minutes are told apart by the clock's minutes, seconds by its seconds.
+    let digits = if last - first < 10 * MINUTE { 11..19 } else { 5..16 };
     for tick in 0..=4 {
         let time = first + (span * f64::from(tick) / 4.0) as Micros;
         let anchor = ["start", "middle", "middle", "middle", "end"][tick as usize];
@@ -169,7 +177,7 @@ fn lanes(dossier: &Dossier) -> String {
             "<text class=\"tick\" x=\"{}\" y=\"{}\" text-anchor=\"{anchor}\">{}</text>",
             x(time),
             height - 6.0,
-            &moment(time)[5..16.min(moment(time).len())]
+            moment(time).get(digits.clone()).unwrap_or_default()
         );
     }
     for row in 0..sheet.rows.len() {

@@ -5,18 +5,24 @@
 mod graph;
 mod html;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 
 use crate::clock::{Micros, parse_time, rfc3339, spoken};
+use crate::detect::Level;
 use crate::error::{Error, Result};
-use crate::query::Door;
+use crate::query::{Answer, Door};
+use crate::text::{is_plain, visible};
 
 pub use html::page;
 
-/// Lines of a part that are shown; how many there are is said.
-const SHOWN: usize = 400;
+/// Lines of a part that are shown from its beginning, and as many from its end; how many are left out between is said.
+const SHOWN: usize = 200;
+/// The part that is better empty.
+const GAPS: &str = "Gaps in sight";
+/// Credentials that a page is about, beside the one that was asked for: each is named in every question.
+const DESCENDANTS: usize = 400;
 
 /// What a name turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +59,8 @@ impl Kind {
 pub struct Sheet {
     pub columns: Vec<String>,
     pub rows: Vec<Vec<Option<String>>>,
-    /// Rows beyond those that are here.
-    pub more: usize,
+    /// Rows that are left out of the middle; where, says [`Sheet::gap`].
+    pub left_out: usize,
     /// Why there is no answer.
     pub trouble: Option<String>,
 }
@@ -72,6 +78,32 @@ impl Sheet {
 
     pub fn number(&self, row: usize, column: &str) -> i64 {
         self.cell(row, column).and_then(|text| text.parse().ok()).unwrap_or(0)
+    }
+
+    /// The row before which rows are left out, if any are.
+    pub fn gap(&self) -> Option<usize> {
+        (self.left_out > 0).then_some(SHOWN)
+    }
+
+    /// An answer, or no more of it than so many rows of its beginning and of its end: what came first, and how things stand.
+    fn of(answer: &Result<Answer>, shown: usize) -> Self {
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => return Sheet { trouble: Some(error.to_string()), ..Sheet::default() },
+        };
+        let options = FormatOptions::default().with_display_error(true).with_timestamp_tz_format(Some("%Y-%m-%dT%H:%M:%SZ"));
+        let between = shown..answer.rows().saturating_sub(shown);
+        let mut sheet =
+            Sheet { columns: answer.schema.fields().iter().map(|field| field.name().clone()).collect(), left_out: between.len(), ..Sheet::default() };
+        let mut before = 0;
+        for batch in &answer.batches {
+            let columns: Vec<_> = batch.columns().iter().filter_map(|column| Some((column, ArrayFormatter::try_new(column, &options).ok()?))).collect();
+            for row in (0..batch.num_rows()).filter(|row| !between.contains(&(before + row))) {
+                sheet.rows.push(columns.iter().map(|(column, formatter)| (!column.is_null(row)).then(|| formatter.value(row).to_string())).collect());
+            }
+            before += batch.num_rows();
+        }
+        sheet
     }
 }
 
@@ -97,6 +129,8 @@ pub struct Dossier {
     pub verdict: Vec<String>,
     pub facts: Vec<(&'static str, String)>,
     pub exposed_at: Option<Micros>,
+    /// How many alerts of each level name it, the worst level first.
+    pub levels: Vec<(Level, i64)>,
     pub alerts: Part,
     pub timeline: Part,
     pub lineage: Part,
@@ -105,6 +139,13 @@ pub struct Dossier {
     pub parts: Vec<Part>,
     /// Commands ready to paste; nothing of it was run.
     pub steps: Vec<(String, String)>,
+}
+
+impl Dossier {
+    /// The worst level of all alerts.
+    pub fn worst(&self) -> Option<Level> {
+        self.levels.first().map(|(level, _)| *level)
+    }
 }
 
 /// A moment as people read it: `2026-05-01 10:09:40`.
@@ -117,23 +158,7 @@ fn quoted(text: &str) -> String {
 }
 
 async fn ask(door: &Door, sql: &str) -> Sheet {
-    let answer = match door.ask(sql).await {
-        Ok(answer) => answer,
-        Err(error) => return Sheet { trouble: Some(error.to_string()), ..Sheet::default() },
-    };
-    let options = FormatOptions::default().with_display_error(true).with_timestamp_tz_format(Some("%Y-%m-%dT%H:%M:%SZ"));
-    let mut sheet = Sheet { columns: answer.schema.fields().iter().map(|field| field.name().clone()).collect(), ..Sheet::default() };
-    for batch in &answer.batches {
-        let columns: Vec<_> = batch.columns().iter().filter_map(|column| Some((column, ArrayFormatter::try_new(column, &options).ok()?))).collect();
-        for row in 0..batch.num_rows() {
-            if sheet.rows.len() >= SHOWN {
-                sheet.more += 1;
-                continue;
-            }
-            sheet.rows.push(columns.iter().map(|(column, formatter)| (!column.is_null(row)).then(|| formatter.value(row).to_string())).collect());
-        }
-    }
-    sheet
+    Sheet::of(&door.ask(sql).await, usize::MAX)
 }
 
 /// What a name is: an alert's id, or whatever the rows know it as.
@@ -174,12 +199,12 @@ async fn recognise(door: &Door, name: &str) -> Result<(Kind, String, Option<Stri
     let like = ask(
         door,
         &format!(
-            "SELECT DISTINCT name FROM (SELECT credential AS name FROM activity UNION ALL SELECT identity FROM activity UNION ALL SELECT agent_id FROM activity) WHERE name LIKE {} LIMIT 5",
-            quoted(&format!("%{}%", name.chars().take(12).collect::<String>()))
+            "SELECT DISTINCT name FROM (SELECT credential AS name FROM activity UNION ALL SELECT identity FROM activity UNION ALL SELECT agent_id FROM activity) WHERE strpos(name, {}) > 0 LIMIT 5",
+            quoted(&name.chars().take(12).collect::<String>())
         ),
     )
     .await;
-    let like: Vec<&str> = like.rows.iter().filter_map(|row| row.first()?.as_deref()).collect();
+    let like: Vec<_> = like.rows.iter().filter_map(|row| row.first()?.as_deref()).map(visible).collect();
     let hint = if like.is_empty() { String::new() } else { format!(" Names like it: {}.", like.join(", ")) };
     Err(Error::user(format!(
         "no row names `{name}` as credential, identity, agent, trace or alert: it did nothing that these logs show, or they do not show it (`keyfuse doctor`).{hint}"
@@ -218,20 +243,23 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
         "SELECT l.*, made.parent FROM lineage_of({}) l LEFT JOIN (SELECT child, first_value(parent ORDER BY minted_at, parent) AS parent FROM lineage_links WHERE child <> parent GROUP BY child) made ON made.child = l.credential ORDER BY l.relation, l.depth, l.minted_at, l.credential",
         quoted(&name)
     );
-    let lineage = match kind {
-        Kind::Credential => ask(door, &lineage_sql).await,
-        _ => Sheet::default(),
+    let (lineage, shown_lineage) = match kind {
+        Kind::Credential => {
+            let answer = door.ask(&lineage_sql).await;
+            (Sheet::of(&answer, usize::MAX), Sheet::of(&answer, SHOWN))
+        }
+        _ => Default::default(),
     };
-    let descendants: BTreeSet<String> = (0..lineage.rows.len())
-        .filter(|row| lineage.cell(*row, "relation") == Some("descendant"))
-        .filter_map(|row| lineage.cell(row, "credential").map(str::to_owned))
-        .collect();
-    let names = std::iter::once(&name).chain(&descendants).map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
+    let descends = |row: &usize| lineage.cell(*row, "relation") == Some("descendant");
+    let mut children: Vec<String> = (0..lineage.rows.len()).filter(descends).filter_map(|row| lineage.cell(row, "credential").map(str::to_owned)).collect();
+    let left_aside = children.len().saturating_sub(DESCENDANTS);
+    children.truncate(DESCENDANTS);
+    let names = std::iter::once(&name).chain(&children).map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
     // Everything below is about these.
     let who = format!("{} IN ({names})", kind.column());
     let of = |column: &str| format!("{column} IN ({names})");
     let key = of(if kind == Kind::Credential { "access_key_id" } else { "identity" });
-    let part = async |title: &'static str, note: &'static str, sql: String| Part { title, note, sheet: ask(door, &sql).await, sql };
+    let part = async |title: &'static str, note: &'static str, sql: String| Part { title, note, sheet: Sheet::of(&door.ask(&sql).await, SHOWN), sql };
 
     let exposures = part(
         "Exposures",
@@ -246,22 +274,27 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
         format!("SELECT since, credential, state, changed_by FROM key_state WHERE {} ORDER BY since", of("credential")),
     )
     .await;
-    let mentions: Vec<String> =
-        std::iter::once(&name).chain(&descendants).map(|name| format!("alert_key LIKE {0} OR payload LIKE {0}", quoted(&format!("%\"{name}\"%")))).collect();
+    // As JSON has them. Both columns are looked at as one, so that a question of many names stays within its bounds.
+    let mentions: Vec<String> = std::iter::once(&name)
+        .chain(&children)
+        .map(|name| format!("strpos(said, {}) > 0", quoted(&serde_json::Value::from(name.as_str()).to_string())))
+        .collect();
+    let naming = format!("FROM (SELECT *, concat(alert_key, payload) AS said FROM alerts) WHERE {}", mentions.join(" OR "));
+    let levels = ask(door, &format!("SELECT level, count(*) AS times {naming} GROUP BY level")).await;
+    let mut levels: Vec<(Level, i64)> =
+        (0..levels.rows.len()).filter_map(|row| Some((levels.cell(row, "level").and_then(Level::parse)?, levels.number(row, "times")))).collect();
+    levels.sort_by(|a, b| b.cmp(a));
     let alerts = part(
         "Alerts",
         "Every alert that names it, first seen first.",
-        format!(
-            "SELECT first_time, last_time, level, detection, title, findings, status, held, alert_id FROM alerts WHERE {} ORDER BY first_time",
-            mentions.join(" OR ")
-        ),
+        format!("SELECT level, detection, title, first_time, last_time, findings, status, held, alert_id {naming} ORDER BY first_time, alert_id"),
     )
     .await;
     let timeline = part(
         "Timeline",
         "Acts over all logs; the same act from the same place within a minute is one line.",
         format!(
-            "SELECT min(event_time) AS first, max(event_time) AS last, source, act, target, outcome, source_ip, count(*) AS times FROM activity WHERE {who} GROUP BY date_bin(INTERVAL '1 minute', event_time), source, act, target, outcome, source_ip ORDER BY first"
+            "SELECT min(event_time) AS first, act, target, outcome, source_ip, count(*) AS times, source, max(event_time) AS last FROM activity WHERE {who} GROUP BY date_bin(INTERVAL '1 minute', event_time), source, act, target, outcome, source_ip ORDER BY first"
         ),
     )
     .await;
@@ -288,7 +321,7 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
     parts.push(
         part(
             "Models, tokens and money",
-            "Tokens where CloudTrail, an invocation log or a span counts them; money, an estimate from list prices, only for calls with a log or a span: `without_log` have none.",
+            "Tokens where CloudTrail, an invocation log or a span counts them; money, an estimate from list prices, only for calls with a log or a span, which those under \"without log\" do not have.",
             match kind {
                 Kind::Credential | Kind::Identity => format!(
                     "SELECT model_id, count(*) AS calls, count(*) FILTER (WHERE outcome = 'denied') AS denied, sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, round(sum(cost_microdollars) / 1000000.0, 2) AS dollars, count(*) FILTER (WHERE told_by = 0) AS without_log FROM model_calls WHERE {key} GROUP BY model_id ORDER BY calls DESC"
@@ -333,7 +366,7 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
     };
     parts.push(
         part(
-            "Gaps in sight",
+            GAPS,
             "What these rows cannot show: refused records, late rows, detections that see nothing.",
             "SELECT concat(count(*), ' records were refused: ', max(reason)) AS gap FROM rejects HAVING count(*) > 0
              UNION ALL SELECT concat(count(*), ' rows of cloudtrail came late') AS gap FROM cloudtrail WHERE late HAVING count(*) > 0
@@ -350,7 +383,7 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
         lineage: Part {
             title: "Lineage",
             note: "Sessions and keys that were minted from it, and what it was minted from. Their acts are part of this page.",
-            sheet: lineage,
+            sheet: shown_lineage,
             sql: lineage_sql,
         },
         delegation,
@@ -360,6 +393,7 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
         name,
         alert_id,
         exposed_at,
+        levels,
         alerts,
         timeline,
         parts,
@@ -370,12 +404,62 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
         }
         None => Sheet::default(),
     };
-    dossier.verdict = verdict(&dossier, first_after.time(0, "first"));
-    if dossier.lineage.sheet.more > 0 {
-        dossier.verdict.push(format!("{} more credentials descend from it than this page is about.", dossier.lineage.sheet.more));
+    let keys = match dossier.kind {
+        Kind::Credential => Keys::ask(door, children, &of("credential")).await,
+        _ => Keys::default(),
+    };
+    dossier.verdict = verdict(&dossier, &keys, first_after.time(0, "first"));
+    if left_aside > 0 {
+        dossier.verdict.push(format!("{left_aside} more credentials descend from it than this page is about."));
     }
-    dossier.steps = steps(&dossier);
+    dossier.steps = steps(&dossier, &keys);
     Ok(dossier)
+}
+
+/// What is known of a key and of those that were minted from it.
+#[derive(Default)]
+struct Keys {
+    /// Credentials that were minted from it, by distance and time.
+    children: Vec<String>,
+    /// The last state of each, and since when.
+    states: HashMap<String, (String, Micros)>,
+    /// Users whose key it is, as the rows of that key alone say.
+    users: HashMap<String, BTreeSet<String>>,
+}
+
+impl Keys {
+    async fn ask(door: &Door, children: Vec<String>, of_them: &str) -> Self {
+        let mut keys = Self { children, ..Self::default() };
+        let states =
+            format!("SELECT credential, last_value(state ORDER BY since) AS state, max(since) AS since FROM key_state WHERE {of_them} GROUP BY credential");
+        let states = ask(door, &states).await;
+        for row in 0..states.rows.len() {
+            if let (Some(key), Some(state), Some(since)) = (states.cell(row, "credential"), states.cell(row, "state"), states.time(row, "since")) {
+                keys.states.insert(key.to_owned(), (state.to_owned(), since));
+            }
+        }
+        let users =
+            format!("SELECT DISTINCT credential, identity FROM activity WHERE {of_them} AND source <> 'exposure_reports' AND strpos(identity, ':user/') > 0");
+        let users = ask(door, &users).await;
+        for row in 0..users.rows.len() {
+            // IAM's commands take the name; what stands before it is a path.
+            if let (Some(key), Some(user)) = (users.cell(row, "credential"), users.cell(row, "identity").and_then(|identity| identity.rsplit('/').next())) {
+                keys.users.entry(key.to_owned()).or_default().insert(user.to_owned());
+            }
+        }
+        keys
+    }
+
+    /// Whether the last that is known of a key is that it was deactivated or deleted.
+    fn is_cut_off(&self, key: &str) -> bool {
+        matches!(self.states.get(key).map(|(state, _)| state.as_str()), Some("inactive" | "deleted"))
+    }
+
+    /// The user of a key, where the rows name one and no other.
+    fn user(&self, key: &str) -> Option<&str> {
+        let users = self.users.get(key).filter(|users| users.len() == 1)?;
+        users.first().map(String::as_str).filter(|user| is_plain(user))
+    }
 }
 
 async fn facts(door: &Door, kind: Kind, name: &str, who: &str) -> Vec<(&'static str, String)> {
@@ -395,103 +479,75 @@ async fn facts(door: &Door, kind: Kind, name: &str, who: &str) -> Vec<(&'static 
     for (title, column) in
         [("First act", "first"), ("Last act", "last"), ("Acts", "acts"), ("Of them denied", "denied"), ("Addresses", "addresses"), ("Identities", "identities")]
     {
-        facts.extend(seen.cell(0, column).filter(|text| !text.is_empty()).map(|text| (title, text.to_owned())));
+        let said = match column {
+            "first" | "last" => seen.time(0, column).map(moment),
+            _ => seen.cell(0, column).map(str::to_owned),
+        };
+        facts.extend(said.filter(|text| !text.is_empty()).map(|text| (title, text)));
     }
     facts
 }
 
 /// What is to be known first.
-fn verdict(dossier: &Dossier, first_after: Option<Micros>) -> Vec<String> {
+fn verdict(dossier: &Dossier, keys: &Keys, first_after: Option<Micros>) -> Vec<String> {
     let mut verdict = Vec::new();
     let fact = |title: &str| dossier.facts.iter().find(|(known, _)| *known == title).map(|(_, text)| text.as_str());
     let last = fact("Last act").and_then(parse_time);
     if let Some(exposed_at) = dossier.exposed_at {
         verdict.push(match first_after {
-            Some(first) => format!("Exposed at {}, used {} later.", rfc3339(exposed_at), spoken(first - exposed_at)),
-            None => format!("Exposed at {}; no use after that is in these logs.", rfc3339(exposed_at)),
+            Some(first) => format!("Exposed at {}, used {} later.", moment(exposed_at), spoken(first - exposed_at)),
+            None => format!("Exposed at {}; no use after that is in these logs.", moment(exposed_at)),
         });
     }
     if dossier.kind == Kind::Credential {
-        let states = dossier.parts.iter().find(|part| part.title == "State of the key");
-        let state = states.and_then(|part| {
-            let row = (0..part.sheet.rows.len()).rev().find(|row| part.sheet.cell(*row, "credential") == Some(dossier.name.as_str()))?;
-            Some((part.sheet.cell(row, "state")?.to_owned(), part.sheet.time(row, "since")?))
-        });
-        verdict.push(match state {
-            Some((state, since)) if state == "inactive" || state == "deleted" => {
-                let after = last.filter(|last| *last > since);
+        verdict.push(match keys.states.get(&dossier.name) {
+            Some((state, since)) if keys.is_cut_off(&dossier.name) => {
+                let after = last.filter(|last| last > since);
                 let lives = after.map_or_else(
                     || "and nothing was done with it since".to_owned(),
-                    |last| format!("but something was done until {}: sessions live on", rfc3339(last)),
+                    |last| format!("but something was done until {}: sessions live on", moment(last)),
                 );
-                format!("The key is {state} since {}, {lives}.", rfc3339(since))
+                format!("The key is {state} since {}, {lives}.", moment(*since))
             }
             Some((state, since)) => {
-                format!("Treat it as live: its last known state is {state}, since {}. Quarantine does not stop all of its rights.", rfc3339(since))
+                format!("Treat it as live: its last known state is {state}, since {}. Quarantine does not stop all of its rights.", moment(*since))
             }
             None => "Treat it as live: no log says that it was deactivated, deleted or quarantined.".into(),
         });
     }
-    let live: Vec<&str> = children(dossier).into_iter().filter(|key| key.starts_with("AKIA") && !is_cut_off(dossier, key)).collect();
+    let live: Vec<&str> = keys.children.iter().map(String::as_str).filter(|key| key.starts_with("AKIA") && !keys.is_cut_off(key)).collect();
     if !live.is_empty() {
         verdict.push(format!("Keys that were made with it still live, as far as these logs say: {}.", live.join(", ")));
     }
-    let worst = ["critical", "high", "medium", "low"].into_iter().find_map(|level| {
-        let count = (0..dossier.alerts.sheet.rows.len()).filter(|row| dossier.alerts.sheet.cell(*row, "level") == Some(level)).count();
-        (count > 0).then(|| format!("{count} {level} alert{}", if count == 1 { "" } else { "s" }))
+    let in_all: i64 = dossier.levels.iter().map(|(_, times)| times).sum();
+    verdict.push(match (dossier.levels.first(), &dossier.alerts.sheet.trouble) {
+        (_, Some(_)) => "Which alerts name it could not be asked.".into(),
+        (None, None) => "No alert names it.".into(),
+        (Some((level, times)), None) => format!("{times} {} alert{}, {in_all} in all.", level.name(), if *times == 1 { "" } else { "s" }),
     });
-    verdict.push(
-        worst.map_or_else(
-            || "No alert names it.".to_owned(),
-            |worst| format!("{worst}, {} in all.", dossier.alerts.sheet.rows.len() + dossier.alerts.sheet.more),
-        ),
-    );
     verdict
 }
 
-/// A word that may stand in a command to be pasted.
-fn is_plain(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "-_./:@+=".contains(c))
-}
-
-/// Credentials that were minted from it.
-fn children(dossier: &Dossier) -> Vec<&str> {
-    let lineage = &dossier.lineage.sheet;
-    let descends = |row: &usize| lineage.cell(*row, "relation") == Some("descendant");
-    (0..lineage.rows.len()).filter(descends).filter_map(|row| lineage.cell(row, "credential")).collect()
-}
-
-/// Whether the last that is known of a key is that it was deactivated or deleted.
-fn is_cut_off(dossier: &Dossier, key: &str) -> bool {
-    let Some(states) = dossier.parts.iter().find(|part| part.title == "State of the key") else { return false };
-    let last = (0..states.sheet.rows.len()).rev().find(|row| states.sheet.cell(*row, "credential") == Some(key));
-    last.is_some_and(|row| matches!(states.sheet.cell(row, "state"), Some("inactive" | "deleted")))
-}
-
-fn steps(dossier: &Dossier) -> Vec<(String, String)> {
+fn steps(dossier: &Dossier, keys: &Keys) -> Vec<(String, String)> {
     let name = &dossier.name;
     let mut steps = Vec::new();
     let mut step = |why: &str, command: String| steps.push((why.to_owned(), command));
-    let user = dossier
-        .facts
-        .iter()
-        .find(|(title, _)| *title == "Identities")
-        .and_then(|(_, text)| text.split(", ").find_map(|arn| arn.split_once(":user/").map(|(_, user)| user.to_owned())));
-    let user = user.filter(|user| is_plain(user)).unwrap_or_else(|| "USER".to_owned());
-    let (keys, sessions): (Vec<&str>, Vec<&str>) = children(dossier).into_iter().filter(|key| is_plain(key)).partition(|key| key.starts_with("AKIA"));
+    let minted = keys.children.iter().map(String::as_str).filter(|key| is_plain(key));
+    let (made, sessions): (Vec<&str>, Vec<&str>) = minted.partition(|key| key.starts_with("AKIA"));
     // What still works comes first; what is cut off already is not asked for again.
-    for key in std::iter::once(name.as_str()).filter(|name| name.starts_with("AKIA") && is_plain(name)).chain(keys) {
-        if !is_cut_off(dossier, key) {
-            let user = if key == name { user.as_str() } else { "USER" };
-            step(
-                if key == name {
-                    "Deactivate the key. It can be enabled again; a bill cannot be undone."
-                } else {
-                    "Deactivate a key that was made with it, and lives. USER is whose it is: see who made it, and for whom."
-                },
-                format!("aws iam update-access-key --access-key-id {key} --status Inactive --user-name {user}"),
-            );
+    for key in std::iter::once(name.as_str()).filter(|name| name.starts_with("AKIA") && is_plain(name)).chain(made) {
+        if keys.is_cut_off(key) {
+            continue;
         }
+        let why = match key == name {
+            true => "Deactivate the key. It can be enabled again; a bill cannot be undone.",
+            false => "Deactivate a key that was made with it, and lives.",
+        };
+        let whose = if keys.user(key).is_none() { " Put its user for USER: these logs name none, or several." } else { "" };
+        step(
+            &format!("{why}{whose}"),
+            format!("aws iam update-access-key --access-key-id {key} --status Inactive --user-name {}", keys.user(key).unwrap_or("USER")),
+        );
     }
     if !sessions.is_empty() {
         step(

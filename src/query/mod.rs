@@ -35,6 +35,7 @@ use crate::detect::{KeyHasher, Lineage};
 use crate::dimension::{Dimensions, Statement};
 use crate::error::{At, Error, Result};
 use crate::function::run_at;
+use crate::limits;
 use crate::secret::Fingerprinter;
 use crate::table::{DIMENSIONS, Memory, TABLES, rejects, statements};
 
@@ -124,7 +125,7 @@ impl Door {
     /// The archive cannot be read.
     pub async fn open_at(rows: Rows<'_>, moment: Option<Moment>, dimensions: &Dimensions, fingerprinter: &Fingerprinter, limits: Limits) -> Result<Self> {
         let pool = TrackConsumersPool::new(FairSpillPool::new(limits.memory), std::num::NonZeroUsize::MIN.saturating_add(4));
-        let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).build_arc()?;
+        let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).with_max_temp_directory_size(limits::SPILL_BYTES).build_arc()?;
         let mut config = SessionConfig::new().with_information_schema(true).with_target_partitions(std::thread::available_parallelism().map_or(2, |n| n.get()));
         // `TIMESTAMPTZ '…'` is a moment, as the columns' times are.
         config.options_mut().execution.time_zone = Some("UTC".into());

@@ -18,7 +18,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("explain", &["alert", "detect", "dimension", "table"]),
     ("function", &["credential"]),
     ("generate", &[]),
-    ("investigate", &["query"]),
+    ("investigate", &["detect", "query"]),
     ("late", &["alert", "detect", "dimension", "table"]),
     ("metrics", &["alert", "decode", "detect", "table"]),
     ("network", &[]),
@@ -54,7 +54,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("top", &["alert"]),
 ];
 
-const LEAVES: &[&str] = &["clock", "error", "limits", "secret"];
+const LEAVES: &[&str] = &["clock", "error", "limits", "secret", "text"];
 
 fn sources(folder: &Path, into: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).expect("a folder").flatten() {

@@ -11,6 +11,7 @@ mod equality;
 mod formats;
 mod layers;
 mod pager;
+mod people;
 mod secrets;
 mod service;
 mod stories;

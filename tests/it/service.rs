@@ -1,5 +1,6 @@
 //! The running service: dead letters, reload, HTTP, metrics, and a sink that is dead for a while.
 
+use std::net::{SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use keyfuse::clock::{HOUR, MINUTE};
 use keyfuse::config::Canaries;
 use keyfuse::detect::read_folder;
 use keyfuse::dimension::{Dimensions, Statement};
-use keyfuse::pipeline::Service;
+use keyfuse::pipeline::{Order, Promotion, Service};
 use keyfuse::query::{Door, Limits, Rows};
 use keyfuse::secret::Fingerprinter;
 use keyfuse::source::broker::Broker;
@@ -20,7 +21,7 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message as _;
 
-use crate::support::{START, alert_file, brokers, config, delivered, get, metric, sender, start, to_file, wait_for};
+use crate::support::{START, alert_file, ask, brokers, config, delivered, get, metric, sender, start, to_file, wait_for};
 
 const DESTROYS: &str = r#"{"eventVersion":"1.11","eventTime":"2026-05-01T10:00:00Z","eventSource":"bedrock.amazonaws.com","eventName":"DeleteGuardrail","eventID":"d1","userIdentity":{"type":"IAMUser","arn":"arn:aws:iam::111122223333:user/x"},"additionalEventData":{"callWithBearerToken":true}}"#;
 
@@ -211,8 +212,15 @@ fn a_changed_detection_runs_in_shadow_until_it_is_promoted() {
     wait_for("the reload", || metric(&service, "keyfuse_detections_in_shadow") == 1);
     destroy("second", 11);
     wait_for("a held alert", || metric(&service, "keyfuse_alerts_held_total") == 1);
-    service.orders().send(keyfuse::pipeline::Order::Promote("LLM-10".into())).expect("it runs");
-    wait_for("the promotion", || metric(&service, "keyfuse_detections_in_shadow") == 0);
+    let promote = |name: &str| {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        service.orders().send(Order::Promote(name.into(), answer)).expect("it runs");
+        answered.blocking_recv().expect("an answer")
+    };
+    assert_eq!(promote("LLM-1O"), Promotion::Unknown);
+    assert_eq!(promote("llm-10"), Promotion::Done);
+    assert_eq!(metric(&service, "keyfuse_detections_in_shadow"), 0);
+    assert_eq!(promote("LLM-10"), Promotion::NotInShadow);
     destroy("third", 12);
     wait_for("another alert", || metric(&service, "keyfuse_deliveries_total") == 2);
     service.stop().expect("a clean stop");
@@ -237,9 +245,13 @@ fn http_tells_health_and_metrics_and_a_changed_folder_is_reloaded() {
     std::fs::copy("detections/llm-10-bearer-key-destroys.md", detections.join("llm-10.md")).expect("copied");
     let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
     let path = folder.path().join("keyfuse.toml");
-    let text = format!("[kafka]\n\"bootstrap.servers\" = {:?}\n[[topics]]\nname = \"t\"\n[http]\nlisten = \"127.0.0.1:{port}\"\n", broker.address());
+    let text = format!(
+        "[kafka]\n\"bootstrap.servers\" = {:?}\n[[topics]]\nname = \"t\"\n[http]\nlisten = \"0.0.0.0:{port}\"\n[rollout]\nshadow = \"7d\"\n",
+        broker.address()
+    );
     std::fs::write(&path, text).expect("written");
     let child = Command::new(env!("CARGO_BIN_EXE_keyfuse")).args(["run", "--config"]).arg(&path).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+    let here = SocketAddr::from(([127, 0, 0, 1], port));
     let running = Running(child.expect("keyfuse starts"));
     wait_for("readiness", || get(port, "/readyz").is_some_and(|(status, _)| status == 200));
     assert_eq!(get(port, "/healthz"), Some((200, "ok\n".into())));
@@ -252,6 +264,24 @@ fn http_tells_health_and_metrics_and_a_changed_folder_is_reloaded() {
     }
     std::fs::copy("detections/llm-03-console-only-api-by-program.md", detections.join("llm-03.md")).expect("copied");
     wait_for("the second detection", || page().contains("keyfuse_detections_loaded 2"));
+    for (name, status) in [("LLM-O3", 404), ("LLM-10", 409), ("llm-03", 200), ("LLM-03", 409)] {
+        let (answered, said) = ask(here, "POST", &format!("/promote/{name}")).expect("an answer");
+        assert!(answered == status && said.starts_with(name), "{name}: {answered} {said}");
+    }
+    assert_eq!(ask(here, "POST", "/sweep").map(|(status, _)| status), Some(202));
+    // Whoever comes by another way than loopback may read, and order nothing. Nothing is sent to this address: it tells what one's own is.
+    let own = UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.connect("192.0.2.1:9").and_then(|()| socket.local_addr()));
+    match own {
+        Ok(own) if !own.ip().is_loopback() => {
+            let from_outside = SocketAddr::new(own.ip(), port);
+            for order in ["/sweep", "/promote/LLM-10"] {
+                let (status, said) = ask(from_outside, "POST", order).expect("an answer");
+                assert!(status == 403 && said.contains(&own.ip().to_string()), "{order}: {status} {said}");
+            }
+            assert_eq!(ask(from_outside, "GET", "/healthz").map(|(status, _)| status), Some(200));
+        }
+        _ => println!("no address but loopback here: orders from outside were not tried"),
+    }
     std::fs::write(detections.join("bad.md"), "---\nno\n---\n").expect("written");
     wait_for("a refused reload", || page().contains("keyfuse_reload_failures_total 1"));
     assert!(page().contains("keyfuse_detections_loaded 2"), "the old ones go on");
@@ -380,13 +410,13 @@ fn top_shows_rates_sight_and_alerts_and_says_when_nobody_answers() {
     assert!(top.key(KeyCode::Down) && top.key(KeyCode::Enter));
     let opened = screen(&mut top, 120, 30);
     assert!(opened.contains("keyfuse investigate") && opened.contains("since"), "{opened}");
-    assert!(opened.contains("--archive 'data/archive'"), "{opened}");
+    assert!(opened.contains("--archive data/archive"), "{opened}");
     // One that comes meanwhile does not take the place of the one that is read.
     let title = |screen: &str| screen.lines().find(|line| line.contains("┌ LLM-10") || line.contains("┌ COV-03")).map(str::to_owned).expect("a title");
     let read = title(&opened);
     let mut newer = log_of(&config).into_iter().next().expect("an alert");
     (newer.alert_id, newer.decided_at) = ("another".into(), newer.decided_at + 1_000_000);
-    top.take_alerts(Some(vec![newer]));
+    top.take_alerts(Some(vec![newer.clone()]));
     let shown = screen(&mut top, 120, 30);
     assert_eq!(title(&shown), read, "{shown}");
     // What cannot be seen is said first, however small the terminal is.
@@ -397,6 +427,34 @@ fn top_shows_rates_sight_and_alerts_and_says_when_nobody_answers() {
         screen(&mut top, width, height);
     }
     assert!(!top.key(KeyCode::Esc));
+    // A failure is said while it is new, however many there were before.
+    let page = service.metrics.page();
+    let failures = |count: u64| {
+        let wanted = "keyfuse_detection_errors_total{detection=\"LLM-10\"} ";
+        let lines = page.lines().map(|line| if line.starts_with(wanted) { format!("{wanted}{count}\n") } else { format!("{line}\n") });
+        (lines.collect::<String>(), "ok\n".to_owned())
+    };
+    let mut later = Top::new("127.0.0.1:9187", "data/alerts.log", "data/archive");
+    for (second, count, is_said) in [(0, 7, false), (1, 7, false), (2, 8, true), (60, 8, true), (130, 8, false)] {
+        later.take(Ok(failures(count)), begun + Duration::from_secs(second));
+        assert_eq!(screen(&mut later, 120, 30).contains("1 failed just now: LLM-10"), is_said, "second {second}");
+    }
+    // Another's page is not taken for a keyfuse with nothing to say.
+    later.take(Ok(("go_goroutines 7\n".into(), "ok\n".into())), begun + Duration::from_secs(131));
+    let shown = screen(&mut later, 120, 30);
+    assert!(shown.contains("what answers there is no keyfuse") && !shown.contains("every detection sees"), "{shown}");
+    // Of very many alerts the chosen one is on the screen.
+    let many = (0..5_000).map(|number| {
+        let mut alert = newer.clone();
+        (alert.alert_id, alert.decided_at, alert.title) = (format!("{number:032}"), number, format!("number {number:04}"));
+        alert
+    });
+    later.take_alerts(Some(many.collect()));
+    let shows = |top: &mut Top, number: u32| screen(top, 120, 30).contains(&format!("number {number:04}"));
+    assert!(shows(&mut later, 4_999) && !shows(&mut later, 0));
+    assert!(later.key(KeyCode::End) && shows(&mut later, 0) && !shows(&mut later, 4_999));
+    assert!(later.key(KeyCode::Up) && later.key(KeyCode::Enter) && shows(&mut later, 1) && later.key(KeyCode::Esc));
+    assert!(later.key(KeyCode::Home) && shows(&mut later, 4_999) && !shows(&mut later, 0));
     service.stop().expect("a clean stop");
     top.take(Err("nobody answers there".into()), begun + Duration::from_secs(4));
     let shown = screen(&mut top, 120, 30);
