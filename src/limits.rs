@@ -67,3 +67,5 @@ pub const SQL_UNREAD: Duration = Duration::from_secs(60);
 pub const SQL_MADE: usize = 256 << 20;
 /// Most relations of one question, those of each part of its WITH as often as it is named: the planner makes each of them anew.
 pub const SQL_RELATIONS: usize = 500;
+/// Most parts of one expression, those of each column that it uses as often as it uses it.
+pub const SQL_WRITTEN_OUT: usize = 10_000;

@@ -134,6 +134,11 @@ impl ScalarUDFImpl for Same {
         kinds.first().cloned().ok_or_else(|| DataFusionError::Internal("nothing is the same as nothing".into()))
     }
 
+    /// What cannot be null is none here either.
+    fn return_field_from_args(&self, given: ReturnFieldArgs) -> Result<FieldRef> {
+        given.arg_fields.first().cloned().ok_or_else(|| DataFusionError::Internal("nothing is the same as nothing".into()))
+    }
+
     fn invoke_with_args(&self, mut asked: ScalarFunctionArgs) -> Result<ColumnarValue> {
         asked.args.pop().ok_or_else(|| DataFusionError::Internal("nothing is the same as nothing".into()))
     }

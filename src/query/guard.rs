@@ -2,8 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use datafusion::common::Result as DfResult;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::common::{Column, Result as DfResult};
 use datafusion::error::DataFusionError;
+use datafusion::logical_expr::{self, LogicalPlan};
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{Expr, FunctionArg, FunctionArgExpr, ObjectName, ObjectNamePart, Query, TableFactor, Visit, Visitor};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
@@ -12,7 +14,7 @@ use datafusion::sql::sqlparser::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 pub use datafusion::sql::sqlparser::tokenizer::Token;
 
-use crate::limits::{SQL_BYTES, SQL_NESTING, SQL_PARTS, SQL_RELATIONS, SQL_TOKENS};
+use crate::limits::{SQL_BYTES, SQL_NESTING, SQL_PARTS, SQL_RELATIONS, SQL_TOKENS, SQL_WRITTEN_OUT};
 
 /// Statements that only read.
 const READING: [&str; 6] = ["SELECT", "WITH", "VALUES", "EXPLAIN", "SHOW", "DESCRIBE"];
@@ -123,11 +125,52 @@ pub fn relations(statement: &Statement) -> DfResult<()> {
         Statement::Explain(explained) => relations(&explained.statement),
         Statement::Statement(statement) => match statement.visit(&mut Relations::default()) {
             ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(refusal) => Err(DataFusionError::Plan(*refusal)),
+            ControlFlow::Break(refusal) => Err(*refusal),
         },
         // What does not read is refused by what it is.
         _ => Ok(()),
     }
+}
+
+/// Bounds how large expressions become where each is written out in terms of what is read: where a part uses a column of the one
+/// before it twice, and so on, the optimizer writes out more than memory holds.
+///
+/// # Errors
+/// Says that the bound was passed.
+pub fn expressions(plan: &LogicalPlan) -> DfResult<()> {
+    written_out(plan).map(|_| ())
+}
+
+/// Sizes of a plan's columns, written out.
+fn written_out(plan: &LogicalPlan) -> DfResult<Vec<usize>> {
+    let inputs = plan.inputs().into_iter().map(|input| Ok((input.schema(), written_out(input)?))).collect::<DfResult<Vec<_>>>()?;
+    let given = |column: &Column| inputs.iter().find_map(|(schema, sizes)| sizes.get(schema.maybe_index_of_column(column)?).copied());
+    let size = |expr: &logical_expr::Expr| {
+        let mut size = 0usize;
+        expr.apply(|part| {
+            size = size.saturating_add(part.try_as_col().and_then(given).unwrap_or(1));
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        match size {
+            size if size > SQL_WRITTEN_OUT => Err(DataFusionError::ResourcesExhausted(format!(
+                "an expression has {size} parts, each column as often as it is used; the limit is {SQL_WRITTEN_OUT}"
+            ))),
+            size => Ok(size),
+        }
+    };
+    plan.apply_expressions(|expr| size(expr).map(|_| TreeNodeRecursion::Continue))?;
+    plan.apply_subqueries(|subquery| written_out(subquery).map(|_| TreeNodeRecursion::Continue))?;
+    let mut sizes = match plan {
+        LogicalPlan::Projection(projection) => projection.expr.iter().map(size).collect::<DfResult<Vec<_>>>()?,
+        LogicalPlan::Aggregate(aggregate) => aggregate.group_expr.iter().map(size).collect::<DfResult<Vec<_>>>()?,
+        LogicalPlan::Union(_) => {
+            inputs.into_iter().map(|(_, sizes)| sizes).reduce(|one, other| one.into_iter().zip(other).map(|(a, b)| a.max(b)).collect()).unwrap_or_default()
+        }
+        _ => inputs.into_iter().flat_map(|(_, sizes)| sizes).collect(),
+    };
+    // Those that are read or computed here stand for themselves.
+    sizes.resize(plan.schema().fields().len(), 1);
+    Ok(sizes)
 }
 
 #[derive(Default)]
@@ -161,7 +204,7 @@ impl Relations {
 }
 
 impl Visitor for Relations {
-    type Break = Box<String>;
+    type Break = Box<DataFusionError>;
 
     fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<Self::Break> {
         let names = query.with.iter().flat_map(|with| &with.cte_tables).map(|part| part.alias.name.value.clone()).collect();
@@ -172,9 +215,9 @@ impl Visitor for Relations {
     fn post_visit_query(&mut self, _: &Query) -> ControlFlow<Self::Break> {
         let relations = self.around.pop().map_or(0, |query| query.relations);
         if relations > SQL_RELATIONS {
-            return ControlFlow::Break(Box::new(format!(
+            return ControlFlow::Break(Box::new(DataFusionError::ResourcesExhausted(format!(
                 "the query reads {relations} relations, each part of a WITH as often as it is named; the limit is {SQL_RELATIONS}"
-            )));
+            ))));
         }
         match self.around.last_mut() {
             Some(outer) if outer.parts.len() < outer.names.len() => outer.parts.push(relations),
@@ -207,7 +250,7 @@ impl Visitor for Relations {
         if name.to_string().eq_ignore_ascii_case("unnest") || arguments.iter().all(is_constant) {
             return ControlFlow::Continue(());
         }
-        ControlFlow::Break(Box::new(format!("{name}(): as a relation it takes constants only")))
+        ControlFlow::Break(Box::new(DataFusionError::Plan(format!("{name}(): as a relation it takes constants only"))))
     }
 }
 

@@ -252,6 +252,7 @@ fn pool(memory: usize) -> Arc<dyn MemoryPool> {
 
 fn reads_only(plan: LogicalPlan) -> DfResult<LogicalPlan> {
     SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false).verify_plan(&plan)?;
+    guard::expressions(&plan)?;
     Ok(plan)
 }
 
