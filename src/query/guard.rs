@@ -7,7 +7,7 @@ use datafusion::common::{Column, Result as DfResult};
 use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{self, LogicalPlan};
 use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast::{Expr, FunctionArg, FunctionArgExpr, ObjectName, ObjectNamePart, Query, TableFactor, Visit, Visitor};
+use datafusion::sql::sqlparser::ast::{Expr, FunctionArg, FunctionArgExpr, ObjectName, ObjectNamePart, Query, Select, TableFactor, Visit, Visitor};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::Tokenizer;
 
@@ -213,7 +213,8 @@ impl Visitor for Relations {
     }
 
     fn post_visit_query(&mut self, _: &Query) -> ControlFlow<Self::Break> {
-        let relations = self.around.pop().map_or(0, |query| query.relations);
+        // What reads nothing (VALUES) is one as well.
+        let relations = self.around.pop().map_or(1, |query| query.relations.max(1));
         if relations > SQL_RELATIONS {
             return ControlFlow::Break(Box::new(DataFusionError::ResourcesExhausted(format!(
                 "the query reads {relations} relations, each part of a WITH as often as it is named; the limit is {SQL_RELATIONS}"
@@ -223,6 +224,11 @@ impl Visitor for Relations {
             Some(outer) if outer.parts.len() < outer.names.len() => outer.parts.push(relations),
             _ => self.add(relations),
         }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<Self::Break> {
+        self.add(usize::from(select.from.is_empty()));
         ControlFlow::Continue(())
     }
 
@@ -274,6 +280,10 @@ mod tests {
         assert!(counted(&chain(2)).is_ok(), "a hundred");
         assert!(counted(&chain(3)).unwrap_err().to_string().contains("1000 relations"));
         assert!(counted(&chain(11)).is_err());
+        assert!(counted(&chain(3).replace("SELECT 1 FROM alerts", "VALUES (1)")).is_err());
+        assert!(
+            counted(&chain(2).replace("SELECT 1 FROM alerts", &vec!["SELECT 1"; 6].join(" UNION ALL "))).unwrap_err().to_string().contains("600 relations")
+        );
         // The same where it is not asked for in the end, within another query, or under a name that is hidden by an inner one.
         assert!(counted(&chain(4).replace("SELECT * FROM p4", "SELECT 1")).is_err());
         assert!(counted(&format!("SELECT 1 WHERE EXISTS ({})", chain(3))).is_err());
