@@ -61,5 +61,16 @@ pub const COMPACTING: usize = 512 << 20;
 /// Memory for footers of the archive's files that were read (bytes): some tens of kilobytes for each.
 pub const FOOTERS: usize = 256 << 20;
 
-/// Most parts of a WITH: each may double the plan.
+/// Most parts of a WITH: each may double what is worked out of the former.
 pub const SQL_PARTS: usize = 12;
+
+/// A SQL connection that asks nothing for so long gives up its place.
+pub const SQL_IDLE: Duration = Duration::from_secs(3_600);
+/// A SQL client that reads nothing of its answer for so long is given up.
+pub const SQL_UNREAD: Duration = Duration::from_secs(60);
+/// Most that one function of a question makes of the rows that it looks at together (bytes).
+pub const SQL_MADE: usize = 256 << 20;
+/// Most relations of one question, those of each part of its WITH as often as it is named: the planner makes each of them anew.
+pub const SQL_RELATIONS: usize = 500;
+/// Most parts of one expression, those of each column that it uses as often as it uses it.
+pub const SQL_WRITTEN_OUT: usize = 10_000;

@@ -3,7 +3,9 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use super::{Door, Limits, Rows};
+use datafusion::execution::memory_pool::MemoryPool;
+
+use super::{Door, Limits, Rows, pool};
 use crate::archive::Archive;
 use crate::dimension::Dimensions;
 use crate::error::Result;
@@ -20,13 +22,15 @@ pub struct Doors {
     dimensions: RwLock<Arc<Dimensions>>,
     fingerprinter: Fingerprinter,
     limits: Limits,
+    /// One for all questions: many that are modest each must not be too much together.
+    pool: Arc<dyn MemoryPool>,
     open: tokio::sync::Mutex<Option<(Instant, Door)>>,
 }
 
 impl Doors {
     /// `dimensions` are as they stand, statements of topics included.
     pub fn new(archive: Option<Arc<Archive>>, hot: Arc<Memory>, dimensions: Arc<Dimensions>, fingerprinter: Fingerprinter, limits: Limits) -> Self {
-        Self { archive, hot, dimensions: RwLock::new(dimensions), fingerprinter, limits, open: tokio::sync::Mutex::default() }
+        Self { archive, hot, dimensions: RwLock::new(dimensions), fingerprinter, limits, pool: pool(limits.memory), open: tokio::sync::Mutex::default() }
     }
 
     /// What is known of the own world from now on.
@@ -52,7 +56,7 @@ impl Doors {
         let now = Instant::now();
         let rows = self.archive.as_ref().map_or(Rows::Memory(&self.hot), |archive| Rows::Both(archive, &self.hot));
         let dimensions = Arc::clone(&self.dimensions.read().unwrap_or_else(PoisonError::into_inner));
-        let door = Door::open_at(rows, None, &dimensions, &self.fingerprinter, self.limits).await?;
+        let door = Door::open_in(&self.pool, rows, None, &dimensions, &self.fingerprinter, self.limits).await?;
         *open = Some((now, door.clone()));
         Ok(door)
     }

@@ -2,6 +2,7 @@
 
 mod doors;
 mod functions;
+mod growth;
 mod guard;
 mod help;
 mod hot;
@@ -20,7 +21,7 @@ use datafusion::common::{Result as DfResult, ScalarValue};
 use datafusion::error::DataFusionError;
 use datafusion::execution::SessionState;
 use datafusion::execution::context::{SQLOptions, SessionContext};
-use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::memory_pool::{FairSpillPool, MemoryConsumer, MemoryPool, MemoryReservation, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::{Expr, LogicalPlan, TableType, col, lit};
 use datafusion::physical_plan::{ExecutionPlan, collect};
@@ -43,10 +44,12 @@ pub use doors::Doors;
 use hot::HotAndArchived;
 use once::OnTimeOnce;
 
-/// What one question may cost.
+/// What questions may cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
+    /// Of all questions that are asked at a time, their answers included until they are sent.
     pub memory: usize,
+    /// Of one question.
     pub time: Duration,
     /// Most rows of an answer.
     pub rows: usize,
@@ -124,12 +127,23 @@ impl Door {
     /// # Errors
     /// The archive cannot be read.
     pub async fn open_at(rows: Rows<'_>, moment: Option<Moment>, dimensions: &Dimensions, fingerprinter: &Fingerprinter, limits: Limits) -> Result<Self> {
-        let pool = TrackConsumersPool::new(FairSpillPool::new(limits.memory), std::num::NonZeroUsize::MIN.saturating_add(4));
-        let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::new(pool)).with_max_temp_directory_size(limits::SPILL_BYTES).build_arc()?;
+        Self::open_in(&pool(limits.memory), rows, moment, dimensions, fingerprinter, limits).await
+    }
+
+    /// Opens a door whose questions take their memory from a pool, which they may share with those of other doors.
+    async fn open_in(
+        pool: &Arc<dyn MemoryPool>,
+        rows: Rows<'_>,
+        moment: Option<Moment>,
+        dimensions: &Dimensions,
+        fingerprinter: &Fingerprinter,
+        limits: Limits,
+    ) -> Result<Self> {
+        let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::clone(pool)).with_max_temp_directory_size(limits::SPILL_BYTES).build_arc()?;
         let mut config = SessionConfig::new().with_information_schema(true).with_target_partitions(std::thread::available_parallelism().map_or(2, |n| n.get()));
         // `TIMESTAMPTZ '…'` is a moment, as the columns' times are.
         config.options_mut().execution.time_zone = Some("UTC".into());
-        let ctx = SessionContext::new_with_config_rt(config, runtime);
+        let mut ctx = SessionContext::new_with_config_rt(config, runtime);
         let mut tables: Vec<(&'static str, Arc<dyn TableProvider>)> = Vec::new();
         for table in TABLES {
             let hot = |memory: &Memory| memory.of(table);
@@ -187,6 +201,7 @@ impl Door {
         // What the tables and functions mean, to be asked like anything else.
         help::register(&ctx)?;
         functions::register(&ctx);
+        growth::bound(&mut ctx)?;
         Ok(Self { ctx, limits })
     }
 
@@ -197,36 +212,38 @@ impl Door {
     pub async fn ask(&self, sql: &str) -> Result<Answer> {
         guard::check(sql)?;
         let (door, sql, limits) = (self.clone(), sql.to_owned(), self.limits);
-        match limited(limits, async move { door.run(door.plan(&sql).await?, limits).await }).await {
-            Some(answer) => answer.map_err(plain),
-            None => Err(Error::user(format!("stopped after {} s; narrow the question, or raise the time limit", limits.time.as_secs()))),
+        match limited(limits.time, async move { door.run(door.plan(&sql).await?, limits).await }).await {
+            Ok(answer) => answer.map_err(plain),
+            Err(Stopped::Panicked) => Err(Error::bug("the query panicked")),
+            Err(Stopped::TimeOver) => Err(Error::user(format!("stopped after {} s; narrow the question, or raise the time limit", limits.time.as_secs()))),
         }
     }
 
     /// Plans a question that the guard has let through.
     async fn plan(&self, sql: &str) -> DfResult<LogicalPlan> {
-        reads_only(self.ctx.state().create_logical_plan(sql).await?)
+        let state = self.ctx.state();
+        let statement = state.sql_to_statement(sql, &state.config_options().sql_parser.dialect)?;
+        guard::relations(&statement)?;
+        reads_only(state.statement_to_plan(statement).await?)
     }
 
     async fn run(&self, plan: LogicalPlan, limits: Limits) -> DfResult<Answer> {
         let frame = DataFrame::new(self.ctx.state(), plan);
         let schema: SchemaRef = Arc::new(frame.schema().as_arrow().clone());
         let mut stream = frame.execute_stream().await?;
-        let (mut batches, mut bytes, mut rows) = (Vec::new(), 0, 0);
+        let held = MemoryConsumer::new("answer").register(&self.ctx.runtime_env().memory_pool);
+        let (mut batches, mut rows) = (Vec::new(), 0);
+        let over = |what: String| DataFusionError::ResourcesExhausted(format!("the answer {what}; ask for less, or raise the limit"));
         while let Some(batch) = stream.next().await {
             let batch = batch?;
-            bytes += batch.get_array_memory_size();
             rows += batch.num_rows();
-            let over = |what: String| Err(DataFusionError::ResourcesExhausted(format!("the answer is larger than {what}; ask for less, or raise the limit")));
-            if bytes > limits.memory {
-                return over(format!("{} MiB", limits.memory >> 20));
-            }
+            held.try_grow(batch.get_array_memory_size()).map_err(|_| over(format!("does not fit into the {} MiB for questions", limits.memory >> 20)))?;
             if rows > limits.rows {
-                return over(format!("{} rows", limits.rows));
+                return Err(over(format!("is larger than {} rows", limits.rows)));
             }
             batches.push(batch);
         }
-        Ok(Answer { schema, batches })
+        Ok(Answer { schema, batches, held })
     }
 
     /// Names of tables and views, for completion and help.
@@ -235,17 +252,30 @@ impl Door {
     }
 }
 
+fn pool(memory: usize) -> Arc<dyn MemoryPool> {
+    Arc::new(TrackConsumersPool::new(FairSpillPool::new(memory), std::num::NonZeroUsize::MIN.saturating_add(4)))
+}
+
 fn reads_only(plan: LogicalPlan) -> DfResult<LogicalPlan> {
     SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false).verify_plan(&plan)?;
+    guard::expressions(&plan)?;
     Ok(plan)
 }
 
-/// Work under the time limit, on a task of its own: a plan that never pauses must not keep the clock from being looked at. It is
-/// stopped when nobody waits for it any more. None where the time is over.
-async fn limited<T: Send + 'static>(limits: Limits, work: impl Future<Output = DfResult<T>> + Send + 'static) -> Option<DfResult<T>> {
+/// Why work gave no result.
+enum Stopped {
+    TimeOver,
+    Panicked,
+}
+
+/// Work under a time limit, on a task of its own: a plan that never pauses must not keep the clock from being looked at. It is
+/// stopped when nobody waits for it any more.
+async fn limited<T: Send + 'static>(time: Duration, work: impl Future<Output = T> + Send + 'static) -> Result<T, Stopped> {
     let mut work = AbortOnDrop(tokio::spawn(work));
-    let answer = tokio::time::timeout(limits.time, &mut work.0).await.ok()?;
-    Some(answer.unwrap_or_else(|_| Err(DataFusionError::Internal("the query panicked".into()))))
+    match tokio::time::timeout(time, &mut work.0).await {
+        Ok(done) => done.map_err(|_| Stopped::Panicked),
+        Err(_) => Err(Stopped::TimeOver),
+    }
 }
 
 struct AbortOnDrop<T>(tokio::task::JoinHandle<T>);
@@ -264,6 +294,8 @@ fn plain(error: DataFusionError) -> Error {
 pub struct Answer {
     pub schema: SchemaRef,
     pub batches: Vec<RecordBatch>,
+    /// The memory that they take.
+    held: MemoryReservation,
 }
 
 impl Answer {

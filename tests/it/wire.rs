@@ -97,6 +97,224 @@ fn a_driver_asks_with_parameters_and_is_refused_what_is_not_reading() {
     runtime.shutdown_background();
 }
 
+/// A message of the wire.
+fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+    [&[kind][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat()
+}
+
+fn startup(parameters: &[u8]) -> Vec<u8> {
+    let body = [b"\0\x03\0\0", parameters, b"\0"].concat();
+    [&(body.len() as u32 + 4).to_be_bytes()[..], &body].concat()
+}
+
+/// What the door answers to one statement of somebody who needs no password: kinds of messages, and what is in them.
+fn spoken(port: u16, sql: &str) -> Vec<(char, String)> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connected");
+    let said = [startup(b"user\0analyst\0"), message(b'Q', &[sql.as_bytes(), b"\0"].concat()), message(b'X', b"")].concat();
+    stream.write_all(&said).expect("sent");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("the door closes");
+    let (mut rest, mut messages) = (&answer[..], Vec::new());
+    while let [kind, a, b, c, d, after @ ..] = rest {
+        let (body, next) = after.split_at(u32::from_be_bytes([*a, *b, *c, *d]) as usize - 4);
+        messages.push((char::from(*kind), String::from_utf8_lossy(body).into_owned()));
+        rest = next;
+    }
+    messages
+}
+
+#[test]
+fn what_would_make_much_of_little_is_refused() {
+    let runtime = keyfuse::query::runtime().expect("a runtime");
+    let door = empty(&runtime, &settings(None, None), Limits::default());
+    // Each part makes the former's square, or a hundred times of it.
+    let chain = |first: &str, made: &str| {
+        let parts: Vec<_> = (1..6).map(|part| format!("p{part} AS (SELECT {made} AS t FROM p{})", part - 1)).collect();
+        format!("WITH p0 AS (SELECT {first} AS t FROM help_columns), {} SELECT length(CAST(t AS VARCHAR)) FROM p5", parts.join(", "))
+    };
+    let hundred = |sign: &str| vec!["t"; 100].join(sign);
+    let fan = |parts: usize| {
+        let parts: Vec<_> = (1..=parts).map(|part| format!("p{part} AS (SELECT a.t FROM {0} a, {0} b, {0} c, {0} d)", format_args!("p{}", part - 1))).collect();
+        format!("WITH p0 AS (SELECT 1 AS t), {} SELECT count(*) FROM p{}", parts.join(", "), parts.len())
+    };
+    runtime.block_on(async {
+        let client = connect(door.address.port(), "any").await.expect("connected");
+        for (sql, wanted) in [
+            ("SELECT repeat('x', 1000000000)".into(), "42601"),
+            ("SELECT range(1, 1000000000) AS pg_".into(), "42601"),
+            ("SELECT generate_series(1, 1000000000) AS pg_".into(), "42601"),
+            ("SELECT * FROM range(1, 10) AS pg_".into(), "42P01"),
+            ("SELECT * FROM lineage_of(replace('aa', 'a', 'bb'))".into(), "42601"),
+            (chain("'aaaaaaaaaa'", "replace(t, 'a', t)"), "54000"),
+            (chain("meaning", "regexp_replace(t, '.', t, 'g')"), "54000"),
+            (chain("meaning", &hundred(" || ")), "54000"),
+            (chain("meaning", &format!("concat({})", hundred(", "))), "54000"),
+            (chain("meaning", &format!("ARRAY[{}]", hundred(", "))), "54000"),
+            (fan(10), "54000"),
+            (chain("length(meaning)", &hundred(" + ")).replace("SELECT length(CAST(t AS VARCHAR)) FROM p5", "SELECT t FROM p5 WHERE t > 0"), "54000"),
+        ] {
+            let error = client.simple_query(&sql).await.expect_err(&sql);
+            assert_eq!(code(&error), wanted, "{sql}: {error}");
+        }
+        for (sql, wanted) in [
+            ("SELECT replace('a-b-c', '-', '--') || concat('/', 'd') || '!'", "a--b--c/d!"),
+            ("SELECT regexp_replace('abc', '[ab]', 'x', 'g')", "xxc"),
+            ("SELECT array_to_string(ARRAY['a', 'b'], ', ')", "a, b"),
+            ("SELECT count(*) FROM generate_series(1, 10)", "10"),
+            ("SELECT count(*) OVER (ORDER BY 1 RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)", "1"),
+            (&fan(3), "1"),
+        ] {
+            let rows = client.simple_query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+            assert_eq!(cells(&rows), [[Some(wanted.to_owned())]], "{sql}");
+        }
+        // Planning takes time too.
+        client.batch_execute("SET statement_timeout = '1ms'").await.expect("set");
+        let long = vec!["SELECT * FROM activity"; 40].join(" UNION ALL ");
+        assert_eq!(code(&client.prepare(&long).await.map(|_| ()).expect_err("out of time")), "57014");
+    });
+    drop(door);
+    runtime.shutdown_background();
+}
+
+#[test]
+fn times_are_sent_in_the_zone_that_is_asked_for_or_not_at_all() {
+    let runtime = keyfuse::query::runtime().expect("a runtime");
+    let door = empty(&runtime, &settings(None, None), Limits::default());
+    runtime.block_on(async {
+        let client = connect(door.address.port(), "any").await.expect("connected");
+        let at = |zone: &str| format!("SELECT TIMESTAMPTZ '2026-05-01 10:00:00Z' AT TIME ZONE '{zone}' AS at");
+        for (zone, wanted) in [("utc", "10:00:00"), ("UTC", "10:00:00"), ("Europe/Berlin", "12:00:00")] {
+            let rows = client.simple_query(&at(zone)).await.unwrap_or_else(|error| panic!("{zone}: {error:?}"));
+            assert!(cells(&rows)[0][0].as_ref().is_some_and(|time| time.contains(wanted)), "{zone}: {:?}", cells(&rows));
+        }
+        let error = client.simple_query(&at("Mars")).await.expect_err("no such zone");
+        assert!(format!("{error:?}").contains("time zone"), "{error:?}");
+        assert_eq!(cells(&client.simple_query("SELECT 1").await.expect("an answer")), [[Some("1".to_owned())]]);
+    });
+    drop(door);
+    runtime.shutdown_background();
+}
+
+#[test]
+fn a_session_is_what_it_says_and_goes_back_to_what_it_was() {
+    let runtime = keyfuse::query::runtime().expect("a runtime");
+    let door = empty(&runtime, &settings(None, None), Limits::default());
+    runtime.block_on(async {
+        let connection = format!("host=127.0.0.1 port={} user=analyst application_name=first", door.address.port());
+        let (client, connection) = tokio_postgres::connect(&connection, NoTls).await.expect("connected");
+        tokio::spawn(connection);
+        for (said, name, wanted) in [
+            ("SELECT 1", "application_name", "first"),
+            ("SET application_name = 'my app'", "application_name", "my app"),
+            ("RESET application_name", "application_name", "first"),
+            ("SET statement_timeout = '5 min'", "statement_timeout", "5 min"),
+            ("SET statement_timeout TO DEFAULT", "statement_timeout", "0"),
+            ("SET SESSION statement_timeout TO 7000", "statement_timeout", "7000"),
+            ("DISCARD PLANS", "statement_timeout", "7000"),
+            ("RESET statement_timeout", "statement_timeout", "0"),
+            ("SET statement_timeout = 7000; RESET ALL", "statement_timeout", "0"),
+            ("SET statement_timeout = 7000; DISCARD ALL", "statement_timeout", "0"),
+            // What asyncpg says of a connection that goes back to its pool.
+            ("SET statement_timeout = 7000; SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL;", "statement_timeout", "0"),
+            ("SET TIME ZONE 'UTC'", "TIME ZONE", "UTC"),
+        ] {
+            client.batch_execute(said).await.unwrap_or_else(|error| panic!("{said}: {error:?}"));
+            let show = format!("SHOW {name}");
+            assert_eq!(cells(&client.simple_query(&show).await.expect("shown")), [[Some(wanted.to_owned())]], "{said}");
+            assert_eq!(client.query_one(&show, &[]).await.expect("shown").get::<_, &str>(0), wanted, "{said}");
+        }
+        for wrong in ["SET statement_timeout = 'soon'", "SET statement_timeout = '5 parsecs'", "SHOW nothing_such"] {
+            assert!(client.simple_query(wrong).await.is_err(), "{wrong}");
+        }
+        // At login it says no other than later.
+        let announced = spoken(door.address.port(), "SELECT 1");
+        let announced: Vec<_> =
+            announced.iter().filter(|(kind, _)| *kind == 'S').filter_map(|(_, said)| said.trim_end_matches('\0').split_once('\0')).collect();
+        assert!(announced.contains(&("server_version", "15.0")) && announced.contains(&("is_superuser", "off")), "{announced:?}");
+        for (name, value) in announced.iter().filter(|(name, _)| *name != "application_name") {
+            assert_eq!(cells(&client.simple_query(&format!("SHOW {name}")).await.expect("shown")), [[Some((*value).to_owned())]], "{name}");
+        }
+    });
+    drop(door);
+    runtime.shutdown_background();
+}
+
+#[test]
+fn a_copy_counts_rows_and_fails_as_a_question_does() {
+    let runtime = keyfuse::query::runtime().expect("a runtime");
+    let door = empty(&runtime, &settings(None, None), Limits::default());
+    let three = "SELECT * FROM (VALUES (1), (2), (3)) t";
+    for (sql, pieces, tag) in [
+        (format!("COPY ({three}) TO STDOUT CSV HEADER"), 4, "COPY 3\0"),
+        (format!("COPY ({three}) TO STDOUT"), 3, "COPY 3\0"),
+        (format!("COPY ({three}) TO STDOUT (FORMAT binary)"), 4, "COPY 3\0"),
+        (format!("COPY ({three} WHERE false) TO STDOUT CSV HEADER"), 1, "COPY 0\0"),
+        (format!("COPY ({three} WHERE false) TO STDOUT (FORMAT binary)"), 1, "COPY 0\0"),
+    ] {
+        let said = spoken(door.address.port(), &sql);
+        let of = |kind: char| said.iter().filter(|(own, _)| *own == kind).map(|(_, body)| body.as_str()).collect::<Vec<_>>();
+        assert_eq!((of('H').len(), of('d').len(), of('c').len(), of('C')), (1, pieces, 1, vec![tag]), "{sql}: {said:?}");
+    }
+    let failed = spoken(door.address.port(), "COPY (SELECT now() AT TIME ZONE 'Mars') TO STDOUT");
+    assert!(failed.iter().any(|(kind, _)| *kind == 'E') && !failed.iter().any(|(kind, _)| *kind == 'f'), "{failed:?}");
+    drop(door);
+    runtime.shutdown_background();
+}
+
+#[test]
+fn who_finds_no_place_is_told_and_questions_can_still_be_cancelled() {
+    let runtime = keyfuse::query::runtime().expect("a runtime");
+    let door = empty(&runtime, &settings(None, None), Limits::default());
+    let port = door.address.port();
+    runtime.block_on(async {
+        let mut clients = Vec::new();
+        for _ in 0..4 {
+            clients.push(connect(port, "any").await.expect("a place"));
+        }
+        assert_eq!(code(&connect(port, "any").await.map(|_| ()).expect_err("a fifth of four")), "53300");
+        let cancel = clients[0].cancel_token();
+        let endless = clients[0].simple_query("SELECT count(*) FROM generate_series(1, 1000000000000)");
+        let cancelled = async {
+            // Until it is being asked, there is nothing to cancel.
+            loop {
+                cancel.cancel_query(NoTls).await.expect("heard");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let asked = tokio::select! { asked = endless => asked, () = cancelled => unreachable!("it does not end") };
+        assert_eq!(code(&asked.expect_err("cancelled")), "57014");
+        drop(clients);
+    });
+    wait_for("a place", || runtime.block_on(connect(port, "any")).is_ok());
+    drop(door);
+    runtime.shutdown_background();
+}
+
+#[test]
+fn questions_share_one_memory_and_nothing_of_an_answer_is_cut() {
+    let runtime = keyfuse::query::runtime().expect("a runtime");
+    let door = empty(&runtime, &settings(None, None), Limits { memory: 16 << 20, rows: 100_000, ..Limits::default() });
+    let many = |rows: usize| format!("SELECT a.meaning FROM help_columns a, help_columns b LIMIT {rows}");
+    runtime.block_on(async {
+        let mut first = connect(door.address.port(), "any").await.expect("connected");
+        let second = connect(door.address.port(), "any").await.expect("connected");
+        // What pgjdbc does of setMaxRows(50000).
+        let asking = first.transaction().await.expect("begun");
+        let portal = asking.bind(&many(20_000), &[]).await.expect("bound");
+        assert_eq!(asking.query_portal(&portal, 50_000).await.expect("rows").len(), 20_000);
+        let portal = asking.bind(&many(90_000), &[]).await.expect("bound");
+        assert_eq!(asking.query_portal(&portal, 10).await.expect("rows").len(), 10);
+        // The rest of it waits here.
+        assert_eq!(code(&second.simple_query(&many(90_000)).await.expect_err("no memory")), "54000");
+        assert_eq!(cells(&second.simple_query(&many(100)).await.expect("a small answer")).len(), 100);
+        drop(portal);
+        asking.rollback().await.expect("ended");
+        assert_eq!(cells(&second.simple_query(&many(90_000)).await.expect("memory")).len(), 90_000);
+    });
+    drop(door);
+    runtime.shutdown_background();
+}
+
 #[test]
 fn nobody_gets_in_without_the_password_and_nothing_after_a_wrong_one_is_heard() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -117,9 +335,7 @@ fn nobody_gets_in_without_the_password_and_nothing_after_a_wrong_one_is_heard() 
         assert_eq!(cells(&client.simple_query("SELECT 1").await.expect("an answer")), [[Some("1".to_owned())]]);
     });
     // Startup, garbage in the place of a proof, and a question sent along with it.
-    let message = |kind: u8, body: &[u8]| [&[kind][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat();
-    let startup = b"\0\x03\0\0user\0analyst\0\0";
-    let mut bytes = [&(startup.len() as u32 + 4).to_be_bytes()[..], startup].concat();
+    let mut bytes = startup(b"user\0analyst\0");
     bytes.extend(message(b'p', b"SCRAM-SHA-256\0\0\0\0\x04oops"));
     bytes.extend(message(b'Q', b"SELECT 'heard' AS it\0"));
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connected");

@@ -16,6 +16,7 @@ use datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
 use datafusion_pg_catalog::pg_catalog::{PgCatalogSchemaProvider, PgCatalogStaticTables};
 use datafusion_pg_catalog::setup_pg_catalog;
 
+use super::parameters;
 use crate::error::Error;
 use crate::table::{DIMENSIONS, TABLES, VIEWS};
 
@@ -97,6 +98,7 @@ impl PgCatalog {
             ("shobj_description", text(None)),
             ("pg_size_pretty", text(None)),
             ("set_config", text(None)),
+            ("pg_advisory_unlock_all", text(None)),
             ("pg_function_is_visible", yes()),
             ("pg_type_is_visible", yes()),
         ] {
@@ -180,30 +182,6 @@ impl ScalarUDFImpl for Means {
     }
 }
 
-/// What a session says of itself, under PostgreSQL's names.
-pub const SETTINGS: [(&str, &str); 15] = [
-    ("server_version", "15.0"),
-    ("server_version_num", "150000"),
-    ("server_encoding", "UTF8"),
-    ("client_encoding", "UTF8"),
-    ("datestyle", "ISO, MDY"),
-    ("intervalstyle", "postgres"),
-    ("timezone", "UTC"),
-    ("standard_conforming_strings", "on"),
-    ("transaction_isolation", "read committed"),
-    ("transaction_read_only", "on"),
-    ("default_transaction_read_only", "on"),
-    ("integer_datetimes", "on"),
-    ("search_path", "public"),
-    ("max_identifier_length", "63"),
-    ("statement_timeout", "0"),
-];
-
-/// The value of a setting, if it is one that a client asks for.
-pub fn setting(name: &str) -> Option<&'static str> {
-    SETTINGS.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| *value)
-}
-
 /// Whatever a client gives it.
 fn any_arguments() -> Signature {
     Signature::one_of(vec![TypeSignature::Nullary, TypeSignature::VariadicAny], Volatility::Stable)
@@ -211,7 +189,7 @@ fn any_arguments() -> Signature {
 
 fn current_setting(arguments: &[ColumnarValue]) -> Result<ColumnarValue> {
     let arguments = ColumnarValue::values_to_arrays(arguments)?;
-    let values: StringArray = arguments[0].as_string::<i32>().iter().map(|name| name.and_then(setting)).collect();
+    let values: StringArray = arguments[0].as_string::<i32>().iter().map(|name| name.and_then(parameters::fixed)).collect();
     Ok(ColumnarValue::Array(Arc::new(values)))
 }
 

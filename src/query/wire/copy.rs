@@ -2,15 +2,15 @@
 
 use bytes::{Buf, BytesMut};
 use datafusion::sql::sqlparser::ast::{CopyLegacyCsvOption, CopyLegacyOption, CopyOption, CopySource, CopyTarget, Statement as Ast};
-use futures::stream;
+use futures::{Sink, SinkExt};
 use pgwire::api::portal::Format as Sent;
-use pgwire::api::results::CopyResponse;
+use pgwire::api::results::{Response, Tag};
 use pgwire::error::{PgWireError, PgWireResult};
-use pgwire::messages::copy::CopyData;
+use pgwire::messages::PgWireBackendMessage;
+use pgwire::messages::copy::{CopyData, CopyDone, CopyOutResponse};
 use pgwire::messages::data::DataRow;
 
-use super::rows::rows;
-use crate::query::Answer;
+use super::rows::Encoded;
 
 /// Signature, flags and the length of an extension: what a binary copy begins with.
 const BINARY_HEAD: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
@@ -101,29 +101,41 @@ impl Copy {
         Ok(Self { sql, format, has_header, delimiter, null })
     }
 
-    /// The answer as it is copied.
+    /// In which format values are to be encoded.
+    pub fn sent(&self) -> Sent {
+        if self.format == Format::Binary { Sent::UnifiedBinary } else { Sent::UnifiedText }
+    }
+
+    /// Sends an answer, and says how many rows it has. pgwire would count messages, and give an error of ours the client's message for giving up.
     ///
     /// # Errors
-    /// A value that cannot be sent.
-    pub fn response(&self, answer: &Answer) -> PgWireResult<CopyResponse> {
-        let (fields, rows) = rows(answer, if self.format == Format::Binary { &Sent::UnifiedBinary } else { &Sent::UnifiedText })?;
+    /// The client has gone, or is slow beyond patience.
+    pub async fn send<C>(&self, client: &mut C, answer: Encoded) -> PgWireResult<Response>
+    where
+        C: Sink<PgWireBackendMessage> + Unpin + Send,
+        PgWireError: From<C::Error>,
+    {
         let is_binary = self.format == Format::Binary;
-        let mut parts: Vec<PgWireResult<CopyData>> = Vec::with_capacity(rows.len() + 1);
+        let columns = answer.fields.len();
+        let begin = CopyOutResponse::new(i8::from(is_binary), columns.try_into().unwrap_or(i16::MAX), vec![i16::from(is_binary); columns]);
+        client.feed(PgWireBackendMessage::CopyOutResponse(begin)).await?;
         if self.has_header && !is_binary {
-            parts.push(Ok(self.line(fields.iter().map(|field| Some(field.name().as_bytes())))));
+            let header = self.line(answer.fields.iter().map(|field| Some(field.name().as_bytes())));
+            client.feed(PgWireBackendMessage::CopyData(header)).await?;
         }
+        let count = answer.rows.len();
+        let _until_sent = answer.held();
         // As PostgreSQL does, the head of a binary copy comes with its first row: ADBC expects them together.
         let mut head = BINARY_HEAD;
-        for row in rows {
-            parts.push(row.and_then(|row| if is_binary { Ok(binary(std::mem::take(&mut head), &row)) } else { Ok(self.line(values(&row)?.into_iter())) }));
+        for row in answer.rows {
+            let data = if is_binary { binary(std::mem::take(&mut head), &row) } else { self.line(values(&row)?.into_iter()) };
+            client.feed(PgWireBackendMessage::CopyData(data)).await?;
         }
         if is_binary {
-            parts.push(Ok(CopyData::new([head, BINARY_END].concat().into())));
+            client.feed(PgWireBackendMessage::CopyData(CopyData::new([head, BINARY_END].concat().into()))).await?;
         }
-        // Made as text, or the end would be sent again as a message of its own.
-        let mut response = CopyResponse::new(0, fields.len(), stream::iter(parts));
-        response.format = i8::from(is_binary);
-        Ok(response)
+        client.feed(PgWireBackendMessage::CopyDone(CopyDone::new())).await?;
+        Ok(Response::Execution(Tag::new("COPY").with_rows(count)))
     }
 
     fn line<'v>(&self, values: impl Iterator<Item = Option<&'v [u8]>>) -> CopyData {

@@ -5,37 +5,43 @@
 
 mod catalog;
 mod copy;
+mod parameters;
+mod patience;
 mod rows;
 mod session;
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::{Sink, StreamExt};
-use pgwire::api::auth::noop::NoopStartupHandler;
+use futures::{Sink, SinkExt, StreamExt};
 use pgwire::api::auth::sasl::SASLAuthStartupHandler;
 use pgwire::api::auth::sasl::scram::{ScramAuth, gen_salted_password};
-use pgwire::api::auth::{AuthSource, DefaultServerParameterProvider, LoginInfo, Password, StartupHandler};
+use pgwire::api::auth::{AuthSource, LoginInfo, Password, StartupHandler, finish_authentication, protocol_negotiation, save_startup_parameters_to_metadata};
 use pgwire::api::cancel::DefaultCancelHandler;
-use pgwire::api::{ClientInfo, ConnectionManager, METADATA_USER, NoopHandler, PgWireConnectionState};
+use pgwire::api::{ClientInfo, ConnectionManager, METADATA_USER, NoopHandler, PgWireConnectionState, PidSecretKeyGenerator, RandomPidSecretKeyGenerator};
 use pgwire::error::{ErrorInfo, PgWireError, PgWireResult};
 use pgwire::messages::{PgWireBackendMessage, PgWireFrontendMessage};
 use pgwire::tokio::server::{negotiate_tls, process_error, process_message};
 use pgwire::tokio::{TlsAcceptor, tokio_rustls::rustls};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::codec::{Framed, FramedParts};
 
 use super::Doors;
 use crate::error::{At, Error, Result};
+use crate::limits::{SQL_IDLE, SQL_UNREAD};
 use crate::secret::Fingerprinter;
 use catalog::PgCatalog;
+use parameters::Announced;
+use patience::Patient;
 use session::{Question, Session};
 
 /// How the door listens, and to whom.
@@ -88,6 +94,10 @@ impl Settings {
 
 /// Time from connecting to having logged in.
 const LOGIN: Duration = Duration::from_secs(10);
+/// Connections beyond those that have a place: to cancel questions where all have one, and to be told that there is none.
+const STANDING: usize = 8;
+/// A peer that has vanished is noticed by probes from then on.
+const PROBED_AFTER: Duration = Duration::from_secs(60);
 /// RFC 7677's least.
 const ITERATIONS: usize = 4096;
 
@@ -119,8 +129,10 @@ pub async fn listen(settings: &Settings, doors: Arc<Doors>, fingerprinter: &Fing
         tls,
         cancel: Arc::new(DefaultCancelHandler::new(Arc::clone(&manager))),
         manager,
+        places: Arc::new(Semaphore::new(settings.connections.min(Semaphore::MAX_PERMITS))),
+        connections: settings.connections,
     });
-    let places = Arc::new(Semaphore::new(settings.connections));
+    let standing = Arc::new(Semaphore::new(settings.connections.saturating_add(STANDING).min(Semaphore::MAX_PERMITS)));
     let task = tokio::spawn(async move {
         let mut connections = tokio::task::JoinSet::new();
         loop {
@@ -131,8 +143,8 @@ pub async fn listen(settings: &Settings, doors: Arc<Doors>, fingerprinter: &Fing
                         tokio::time::sleep(Duration::from_millis(100)).await;
                         continue;
                     };
-                    let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                        tracing::warn!(%from, "no place for another SQL connection; raise [sql] connections");
+                    let Ok(room) = Arc::clone(&standing).try_acquire_owned() else {
+                        tracing::warn!(%from, "no room to even refuse another SQL connection");
                         continue;
                     };
                     let shared = Arc::clone(&shared);
@@ -141,7 +153,7 @@ pub async fn listen(settings: &Settings, doors: Arc<Doors>, fingerprinter: &Fing
                         if let Err(error) = ended {
                             tracing::debug!(%from, %error, "a SQL connection ended");
                         }
-                        drop(place);
+                        drop(room);
                     });
                 }
                 Some(_) = connections.join_next() => {}
@@ -157,21 +169,33 @@ struct Shared {
     tls: Option<TlsAcceptor>,
     manager: Arc<ConnectionManager>,
     cancel: Arc<DefaultCancelHandler>,
+    /// Of those who log in, each until its connection ends.
+    places: Arc<Semaphore>,
+    connections: usize,
 }
 
 async fn connection(socket: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
+    SockRef::from(&socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBED_AFTER))?;
     let login_by = Instant::now() + LOGIN;
     let Ok(socket) = timeout_at(login_by, negotiate_tls::<session::Statement>(socket, shared.tls.clone())).await else { return Ok(()) };
-    let Some(mut socket) = socket? else { return Ok(()) };
+    let Some(socket) = socket? else { return Ok(()) };
+    let parts = socket.into_parts();
+    let mut patient = FramedParts::new(Patient::new(parts.io, SQL_UNREAD), parts.codec);
+    (patient.read_buf, patient.write_buf) = (parts.read_buf, parts.write_buf);
+    let mut socket = Framed::from_parts(patient);
     let startup = Arc::new(Startup::new(shared));
     let session = Arc::new(Session::new(shared.question.clone()));
     loop {
         let early = matches!(socket.state(), PgWireConnectionState::AwaitingStartup | PgWireConnectionState::AuthenticationInProgress);
-        let message = match early {
-            true => timeout_at(login_by, socket.next()).await.unwrap_or(None),
-            false => socket.next().await,
+        let until = if early { login_by } else { Instant::now() + SQL_IDLE };
+        let message = match timeout_at(until, socket.next()).await {
+            Ok(Some(Ok(message))) => message,
+            Err(_) if !early => {
+                let idle = ErrorInfo::new("FATAL".into(), "57P05".into(), format!("nothing was asked for {} s: connect again", SQL_IDLE.as_secs()));
+                return socket.send(PgWireBackendMessage::ErrorResponse(idle.into())).await;
+            }
+            _ => return Ok(()),
         };
-        let Some(Ok(message)) = message else { return Ok(()) };
         if matches!(message, PgWireFrontendMessage::Terminate(_)) {
             return Ok(());
         }
@@ -241,33 +265,42 @@ impl AuthSource for OneUser {
     }
 }
 
-/// Lets everybody in who can connect.
-struct Trusting(Arc<ConnectionManager>);
-
-#[async_trait]
-impl NoopStartupHandler for Trusting {
-    fn connection_manager(&self) -> Option<Arc<ConnectionManager>> {
-        Some(Arc::clone(&self.0))
-    }
-}
-
-enum Startup {
-    Trusting(Trusting),
-    Scram { handler: Box<SASLAuthStartupHandler<DefaultServerParameterProvider>>, only_tls: bool },
+/// Who is let in: whoever knows the password, or everybody who can connect.
+struct Startup {
+    shared: Arc<Shared>,
+    scram: Option<SASLAuthStartupHandler<Announced>>,
 }
 
 impl Startup {
     fn new(shared: &Arc<Shared>) -> Self {
-        let Some(login) = &shared.login else { return Startup::Trusting(Trusting(Arc::clone(&shared.manager))) };
-        let mut scram = ScramAuth::new(Arc::clone(login) as Arc<dyn AuthSource>);
-        scram.set_iterations(ITERATIONS);
-        let mut parameters = DefaultServerParameterProvider::default();
-        (parameters.is_superuser, parameters.default_transaction_read_only) = (false, true);
-        parameters.server_version = catalog::setting("server_version").unwrap_or_default().into();
-        let handler = SASLAuthStartupHandler::new(Arc::new(parameters)).with_scram(scram).with_connection_manager(Arc::clone(&shared.manager));
-        Startup::Scram { handler: Box::new(handler), only_tls: shared.tls.is_some() }
+        let scram = shared.login.as_ref().map(|login| {
+            let mut scram = ScramAuth::new(Arc::clone(login) as Arc<dyn AuthSource>);
+            scram.set_iterations(ITERATIONS);
+            SASLAuthStartupHandler::new(Arc::new(Announced)).with_scram(scram).with_connection_manager(Arc::clone(&shared.manager))
+        });
+        Self { shared: Arc::clone(shared), scram }
+    }
+
+    /// Lets in without a password.
+    async fn trust<C>(&self, client: &mut C, startup: &pgwire::messages::startup::Startup) -> PgWireResult<()>
+    where
+        C: ClientInfo + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        C::Error: std::fmt::Debug,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        protocol_negotiation(client, startup).await?;
+        save_startup_parameters_to_metadata(client, startup);
+        let (number, key) = NUMBERS.generate(client);
+        client.set_pid_and_secret_key(number, key.clone());
+        let (handle, registered) = self.shared.manager.register(number, key);
+        client.session_extensions().insert(handle);
+        client.session_extensions().insert(registered);
+        finish_authentication(client, &Announced).await
     }
 }
+
+/// Numbers and keys by which those without a password cancel what they ask.
+static NUMBERS: LazyLock<RandomPidSecretKeyGenerator> = LazyLock::new(RandomPidSecretKeyGenerator::default);
 
 #[async_trait]
 impl StartupHandler for Startup {
@@ -277,12 +310,19 @@ impl StartupHandler for Startup {
         C::Error: std::fmt::Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        match self {
-            Startup::Trusting(handler) => handler.on_startup(client, message).await?,
-            Startup::Scram { only_tls: true, .. } if matches!(message, PgWireFrontendMessage::Startup(_)) && !client.is_secure() => {
+        if let PgWireFrontendMessage::Startup(_) = &message {
+            if self.scram.is_some() && self.shared.tls.is_some() && !client.is_secure() {
                 return Err(failure("FATAL", "28000", "TLS is required: connect with sslmode=require or better"));
             }
-            Startup::Scram { handler, .. } => handler.on_startup(client, message).await?,
+            let taken =
+                || failure("FATAL", "53300", &format!("all {} places are taken: end another connection, or raise [sql] connections", self.shared.connections));
+            let place = Arc::clone(&self.shared.places).try_acquire_owned().map_err(|_| taken())?;
+            client.session_extensions().insert(place);
+        }
+        match (&self.scram, &message) {
+            (Some(scram), _) => scram.on_startup(client, message).await?,
+            (None, PgWireFrontendMessage::Startup(startup)) => self.trust(client, startup).await?,
+            (None, _) => {}
         }
         if matches!(client.state(), PgWireConnectionState::ReadyForQuery) {
             let user = client.metadata().get(METADATA_USER).cloned().unwrap_or_default();

@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, StringArray, StringBuilder};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use arrow::record_batch::RecordBatch;
+use arrow::error::ArrowError;
+use arrow::record_batch::{RecordBatch, RecordBatchOptions};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use arrow_pg::datatypes::{arrow_schema_to_pg_fields, encode_recordbatch};
-use futures::stream;
+use datafusion::execution::memory_pool::MemoryReservation;
+use futures::{StreamExt, stream};
+use pgwire::api::Type;
 use pgwire::api::portal::Format;
-use pgwire::api::results::{FieldInfo, QueryResponse};
+use pgwire::api::results::{DataRowEncoder, FieldInfo, QueryResponse};
 use pgwire::error::{PgWireError, PgWireResult};
 use pgwire::messages::data::DataRow;
 
@@ -45,6 +48,8 @@ fn sent_as(kind: &DataType) -> DataType {
         DataType::Int8 => DataType::Int16,
         DataType::UInt64 => DataType::Decimal128(20, 0),
         DataType::Float16 => DataType::Float32,
+        // PostgreSQL knows zones in any case of letters; the encoder knows this one in capitals only.
+        DataType::Timestamp(unit, Some(zone)) if zone.eq_ignore_ascii_case("utc") => DataType::Timestamp(*unit, Some("UTC".into())),
         DataType::Decimal128(precision, scale) if *precision <= 28 && (0..=28).contains(scale) => kind.clone(),
         DataType::List(item) | DataType::LargeList(item) if scalar(item.data_type()) => kind.clone(),
         kind if scalar(kind) => kind.clone(),
@@ -59,7 +64,7 @@ pub fn sent_schema(schema: &Schema) -> SchemaRef {
     Arc::new(Schema::new(schema.fields().iter().map(field).collect::<Vec<_>>()))
 }
 
-fn sent(column: &ArrayRef) -> Result<ArrayRef, arrow::error::ArrowError> {
+fn sent(column: &ArrayRef) -> Result<ArrayRef, ArrowError> {
     let kind = sent_as(column.data_type());
     if kind == *column.data_type() {
         return Ok(Arc::clone(column));
@@ -84,39 +89,83 @@ fn sent(column: &ArrayRef) -> Result<ArrayRef, arrow::error::ArrowError> {
     Ok(Arc::new(texts.finish()))
 }
 
-/// Columns and rows.
-type Encoded = (Arc<Vec<FieldInfo>>, Vec<PgWireResult<DataRow>>);
+/// Rows that are turned into what the wire sends at a time: what stands once in a batch may stand in each of its rows.
+const ROWS_AT_ONCE: usize = 1_024;
 
-/// Columns and rows of an answer as the wire sends them.
+/// An answer as the wire sends it, and the memory that it takes.
+pub struct Encoded {
+    pub fields: Arc<Vec<FieldInfo>>,
+    pub rows: Vec<DataRow>,
+    held: Arc<MemoryReservation>,
+}
+
+/// Turns an answer into what the wire sends; the memory for it is taken from where the answer's own came from.
 ///
 /// # Errors
-/// The client asks for more or fewer formats than there are columns.
-pub fn rows(answer: &Answer, format: &Format) -> PgWireResult<Encoded> {
-    let schema = sent_schema(&answer.schema);
+/// The client asks for more or fewer formats than there are columns, a value cannot be sent, or it is too much.
+pub fn encoded(answer: Answer, format: &Format) -> PgWireResult<Encoded> {
+    let Answer { schema, batches, held } = answer;
+    let schema = sent_schema(&schema);
     if let Format::Individual(formats) = format
         && formats.len() != schema.fields().len()
     {
         return Err(failure("ERROR", "08P01", &format!("{} result formats for {} columns", formats.len(), schema.fields().len())));
     }
     let fields = Arc::new(arrow_schema_to_pg_fields(&schema, format, None)?);
-    let wrong = |error: arrow::error::ArrowError| PgWireError::ApiError(Box::new(error));
     let mut rows = Vec::new();
-    for batch in &answer.batches {
-        // A union's branches may come in another kind of text than it says.
-        let fitted = |(column, field): (&ArrayRef, &Arc<Field>)| sent(column).and_then(|column| arrow::compute::cast(&column, field.data_type()));
-        let columns = batch.columns().iter().zip(schema.fields()).map(fitted).collect::<Result<Vec<_>, _>>().map_err(wrong)?;
-        let options = arrow::record_batch::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-        let batch = RecordBatch::try_new_with_options(Arc::clone(&schema), columns, &options).map_err(wrong)?;
-        rows.extend(encode_recordbatch(Arc::clone(&fields), batch));
+    for batch in batches {
+        for from in (0..batch.num_rows()).step_by(ROWS_AT_ONCE) {
+            let part = batch.slice(from, ROWS_AT_ONCE.min(batch.num_rows() - from));
+            let part = fitted(&part, &schema).map_err(|error| unsent(&error))?;
+            // The first that cannot be sent ends it: asked again, the encoder would say so again, for ever.
+            let part = encode_recordbatch(Arc::clone(&fields), part).collect::<PgWireResult<Vec<_>>>().map_err(|error| unsent(&error))?;
+            let bytes = part.iter().map(|row| row.data.len() + size_of::<DataRow>()).sum();
+            held.try_grow(bytes)
+                .map_err(|_| failure("ERROR", "54000", "the answer does not fit into the memory for questions; ask for less, or raise the limit"))?;
+            rows.extend(part);
+        }
+        held.shrink(batch.get_array_memory_size().min(held.size()));
     }
-    Ok((fields, rows))
+    Ok(Encoded { fields, rows, held: Arc::new(held) })
 }
 
-/// An answer as the answer to a query.
+/// A batch with its columns as they are sent. A union's branches may come in another kind of text than it says.
+fn fitted(batch: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, ArrowError> {
+    let fitted = |(column, field): (&ArrayRef, &Arc<Field>)| sent(column).and_then(|column| arrow::compute::cast(&column, field.data_type()));
+    let columns = batch.columns().iter().zip(schema.fields()).map(fitted).collect::<Result<Vec<_>, _>>()?;
+    RecordBatch::try_new_with_options(Arc::clone(schema), columns, &RecordBatchOptions::new().with_row_count(Some(batch.num_rows())))
+}
+
+fn unsent(error: &dyn std::fmt::Display) -> PgWireError {
+    failure("ERROR", "22000", &format!("a value of the answer cannot be sent: {error}; cast it to text, or name a time zone such as 'UTC' or 'Europe/Berlin'"))
+}
+
+impl Encoded {
+    /// The memory that it takes, until nobody holds this any more.
+    pub fn held(&self) -> Arc<MemoryReservation> {
+        Arc::clone(&self.held)
+    }
+
+    /// The answer to a query.
+    pub fn response(self) -> QueryResponse {
+        let Self { fields, rows, held } = self;
+        QueryResponse::new(
+            fields,
+            stream::iter(rows).map(move |row| {
+                let _until_sent = &held;
+                Ok(row)
+            }),
+        )
+    }
+}
+
+/// One text under a name.
 ///
 /// # Errors
-/// As of [`rows`].
-pub fn response(answer: &Answer, format: &Format) -> PgWireResult<QueryResponse> {
-    let (fields, rows) = rows(answer, format)?;
-    Ok(QueryResponse::new(fields, stream::iter(rows)))
+/// Never in practice.
+pub fn one_text(name: &str, value: &str, format: &Format) -> PgWireResult<QueryResponse> {
+    let fields = Arc::new(vec![FieldInfo::new(name.into(), None, None, Type::TEXT, format.format_for(0))]);
+    let mut row = DataRowEncoder::new(Arc::clone(&fields));
+    row.encode_field(&value)?;
+    Ok(QueryResponse::new(fields, stream::iter([Ok(row.take_row())])))
 }

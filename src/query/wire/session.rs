@@ -5,22 +5,21 @@ use std::fmt::Debug;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use arrow::array::{ArrayRef, StringArray};
 use arrow::datatypes::{DataType, SchemaRef};
-use arrow::record_batch::RecordBatch;
 use arrow_pg::datatypes::df::deserialize_parameters_with_server_types;
 use arrow_pg::datatypes::{arrow_schema_to_pg_fields, into_pg_type};
 use async_trait::async_trait;
 use datafusion::common::SchemaError;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::DataFusionError;
+use datafusion::execution::memory_pool::MemoryReservation;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::sql::parser::Statement as DfStatement;
-use datafusion::sql::sqlparser::ast::Statement as Ast;
+use datafusion::sql::sqlparser::ast::{CloseCursor, DiscardObject, Reset, ResetStatement, Statement as Ast};
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion_pg_catalog::sql::PostgresCompatibilityParser;
-use futures::{Sink, SinkExt};
+use futures::Sink;
 use pgwire::api::portal::{Format, Portal};
 use pgwire::api::query::{ExtendedQueryHandler, SimpleQueryHandler};
 use pgwire::api::results::{FieldInfo, Response, Tag};
@@ -30,14 +29,14 @@ use pgwire::api::{ClientInfo, ClientPortalStore, Type};
 use pgwire::error::{PgWireError, PgWireResult};
 use pgwire::messages::PgWireBackendMessage;
 use pgwire::messages::extendedquery::Execute;
-use pgwire::messages::startup::ParameterStatus;
 
-use super::catalog::{PgCatalog, setting};
+use super::catalog::PgCatalog;
 use super::copy::Copy;
 use super::failure;
-use super::rows::{response, sent_schema};
+use super::parameters::{self, name_of, time_limit, value};
+use super::rows::{Encoded, encoded, one_text, sent_schema};
 use crate::limits::SQL_STATEMENTS;
-use crate::query::{Answer, Door, Doors, Limits, guard, limited, reads_only};
+use crate::query::{Door, Doors, Limits, Stopped, guard, limited, reads_only};
 use crate::secret::Fingerprinter;
 
 /// Marks a connection whose login is done: nothing is answered before.
@@ -108,7 +107,6 @@ impl Session {
     /// Judges a statement by its text; none where it is a question.
     fn judged(sql: &str) -> PgWireResult<Option<Other>> {
         guard::bounds(sql).map_err(|error| failure("ERROR", "54001", &error.to_string()))?;
-        guard::functions(sql, asks_catalog(sql)).map_err(|error| failure("ERROR", "42601", &error.to_string()))?;
         let first = guard::first_word(sql);
         if !guard::reads(&first) || (first == "SHOW" && !sql.to_ascii_uppercase().contains("TABLES") && !sql.to_ascii_uppercase().contains("COLUMNS")) {
             let mut statements = Parser::parse_sql(&PostgreSqlDialect {}, sql).map_err(|error| failure("ERROR", "42601", &error.to_string()))?;
@@ -123,14 +121,14 @@ impl Session {
     }
 
     /// Reads one statement, to be executed later.
-    async fn prepare(&self, sql: &str) -> PgWireResult<Statement> {
+    async fn prepare(&self, sql: &str, time: Duration) -> PgWireResult<Statement> {
         match Self::judged(sql)? {
             Some(Other::Settle(ast)) => return Ok(Statement::Settle(Arc::new(*ast))),
             Some(Other::Copy(copy)) => return Ok(Statement::Copy(Arc::new(copy))),
             None => {}
         }
-        let door = self.door(sql).await?;
-        let plan = self.plan(&door, sql).await?;
+        let (session, text) = (self.clone(), sql.to_owned());
+        let plan = within(time, async move { session.plan(&session.door(&text).await?, &text).await }).await?;
         let names = plan.get_parameter_types().map_err(|error| explained(&error))?;
         let casts = cast_parameters(&plan);
         let mut parameters: Vec<(usize, Option<DataType>)> = names
@@ -162,34 +160,60 @@ impl Session {
                 let sql = functions_listed(sql).or_else(|| tables_listed(sql)).or_else(|| keys_listed(sql)).unwrap_or_else(|| understood(sql));
                 let mut statements = CATALOG_PARSER.parse(&sql).map_err(|error| failure("ERROR", "42601", &error.to_string()))?;
                 let Some(ast) = statements.pop() else { return Err(failure("ERROR", "42601", "nothing is not a question")) };
-                door.ctx.state().statement_to_plan(DfStatement::Statement(Box::new(ast))).await.and_then(reads_only)
+                let statement = DfStatement::Statement(Box::new(ast));
+                guard::relations(&statement).map_err(|error| explained(&error))?;
+                door.ctx.state().statement_to_plan(statement).await.and_then(reads_only)
             }
             false => door.plan(sql).await,
         };
         planned.map_err(|error| explained(&error))
     }
 
+    /// The limits of a question that this client asks.
+    fn limits<C: ClientInfo>(&self, client: &C) -> Limits {
+        let limits = self.question.doors.limits();
+        Limits { time: time_limit(client, limits.time), ..limits }
+    }
+
     /// Answers one question under the limits, and writes its audit line, however it ends.
-    async fn answer<C: ClientInfo>(&self, client: &C, sql: &str, bound: Option<(&Planned, &Portal<Statement>)>) -> PgWireResult<Answer> {
-        let mut limits = self.question.doors.limits();
-        if let Some(time) = client.metadata().get("statement_timeout").and_then(|text| parse_timeout(text)) {
-            limits.time = limits.time.min(time);
-        }
+    async fn answer<C: ClientInfo>(&self, client: &C, sql: &str, format: &Format, bound: Option<(&Planned, &Portal<Statement>)>) -> PgWireResult<Encoded> {
         let mut audit = Audit::begin(client, sql, &self.question.fingerprinter);
-        let answered = async {
-            let door = self.door(sql).await?;
-            let mut plan = self.plan(&door, sql).await?;
-            if let Some((question, portal)) = bound.filter(|(question, _)| !question.parameters.is_empty()) {
+        let limits = self.limits(client);
+        let values = match bound.filter(|(question, _)| !question.parameters.is_empty()) {
+            Some((question, portal)) => {
                 let arrow: Vec<_> = question.parameters.iter().map(|(kind, _)| kind.as_ref()).collect();
                 let wire: Vec<_> = question.parameters.iter().map(|(_, wire)| Some(wire)).collect();
-                let values = deserialize_parameters_with_server_types(portal, &arrow, &wire)?;
-                plan = plan.replace_params_with_values(&values).map_err(|error| explained(&error))?;
+                deserialize_parameters_with_server_types(portal, &arrow, &wire).map(Some)
             }
-            run(door, plan, limits).await
+            None => Ok(None),
         };
-        let answered = answered.await;
+        let answered = match values {
+            Ok(values) => {
+                let (session, sql, format) = (self.clone(), sql.to_owned(), format.clone());
+                let work = async move {
+                    let door = session.door(&sql).await?;
+                    let mut plan = session.plan(&door, &sql).await?;
+                    if let Some(values) = values {
+                        plan = plan.replace_params_with_values(&values).map_err(|error| explained(&error))?;
+                    }
+                    encoded(door.run(plan, limits).await.map_err(|error| explained(&error))?, &format)
+                };
+                within(limits.time, work).await
+            }
+            Err(error) => Err(error),
+        };
         audit.end(&answered);
         answered
+    }
+
+    /// Answers a question with a copy, and says how many rows that has.
+    async fn copy<C>(&self, client: &mut C, copy: &Copy) -> PgWireResult<Response>
+    where
+        C: ClientInfo + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
+        PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
+    {
+        let answer = self.answer(client, &copy.sql, &copy.sent(), None).await?;
+        copy.send(client, answer).await
     }
 }
 
@@ -211,10 +235,12 @@ fn cast_parameters(plan: &LogicalPlan) -> HashMap<String, DataType> {
     found
 }
 
-async fn run(door: Door, plan: LogicalPlan, limits: Limits) -> PgWireResult<Answer> {
-    match limited(limits, async move { door.run(plan, limits).await }).await {
-        Some(answer) => answer.map_err(|error| explained(&error)),
-        None => Err(failure("ERROR", "57014", &format!("stopped after {} s: narrow the question", limits.time.as_secs_f32()))),
+/// Work under a time limit.
+async fn within<T: Send + 'static>(time: Duration, work: impl Future<Output = PgWireResult<T>> + Send + 'static) -> PgWireResult<T> {
+    match limited(time, work).await {
+        Ok(done) => done,
+        Err(Stopped::TimeOver) => Err(failure("ERROR", "57014", &format!("stopped after {} s: narrow the question", time.as_secs_f32()))),
+        Err(Stopped::Panicked) => Err(failure("ERROR", "XX000", "the question met a bug: please report it, with the log of keyfuse")),
     }
 }
 
@@ -286,21 +312,6 @@ fn functions_listed(sql: &str) -> Option<String> {
     ))
 }
 
-/// `5s`, `5min`, `250ms`; a bare number is milliseconds. Zero is none.
-fn parse_timeout(text: &str) -> Option<Duration> {
-    let text = text.trim().trim_matches('\'');
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let number: u64 = text[..digits].parse().ok().filter(|number| *number > 0)?;
-    let unit = match text[digits..].trim() {
-        "" | "ms" => 1,
-        "s" => 1_000,
-        "min" => 60_000,
-        "h" => 3_600_000,
-        _ => return None,
-    };
-    Some(Duration::from_millis(number.saturating_mul(unit)))
-}
-
 /// A line for each question, of its kind, user, time and rows: also for one that is cancelled or whose client has gone.
 struct Audit {
     user: String,
@@ -315,16 +326,16 @@ struct Audit {
 impl Audit {
     fn begin<C: ClientInfo>(client: &C, sql: &str, fingerprinter: &Fingerprinter) -> Self {
         let user = client.session_extensions().get::<LoggedIn>().map(|logged_in| logged_in.user.clone()).unwrap_or_default();
-        let application = client.metadata().get("application_name").cloned().unwrap_or_default();
+        let application = value(client, "application_name").unwrap_or_default();
         // What is asked for may be a secret.
         let sql = crate::credential::replace_secrets(sql, fingerprinter).into_owned();
         Self { user, from: client.socket_addr().to_string(), application, sql, started: Instant::now(), fingerprinter: fingerprinter.clone(), done: false }
     }
 
-    fn end(&mut self, answered: &PgWireResult<Answer>) {
+    fn end(&mut self, answered: &PgWireResult<Encoded>) {
         self.done = true;
         match answered {
-            Ok(answer) => self.line("answered", Some(answer.rows()), None),
+            Ok(answer) => self.line("answered", Some(answer.rows.len()), None),
             Err(error) => self.refused(error),
         }
     }
@@ -365,6 +376,7 @@ fn is_settling(ast: &Ast) -> bool {
             | Ast::Savepoint { .. }
             | Ast::ReleaseSavepoint { .. }
             | Ast::UNLISTEN { .. }
+            | Ast::Close { .. }
     )
 }
 
@@ -374,57 +386,46 @@ where
     C::PortalStore: PortalStore,
     PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
 {
-    let text = ast.to_string();
-    let words: Vec<&str> = text.split(|c: char| c.is_whitespace() || c == '=').filter(|word| !word.is_empty()).collect();
     Ok(match ast {
         Ast::StartTransaction { .. } => Response::TransactionStart(Tag::new("BEGIN")),
         Ast::Commit { .. } => Response::TransactionEnd(Tag::new("COMMIT")),
         Ast::Rollback { .. } => Response::TransactionEnd(Tag::new("ROLLBACK")),
         Ast::ShowVariable { variable } => {
-            let name = variable.iter().map(|part| part.value.to_lowercase()).collect::<Vec<_>>().join(" ");
-            let name = if name == "time zone" {
-                "timezone".to_owned()
-            } else if name == "transaction isolation level" {
-                "transaction_isolation".into()
-            } else {
-                name
-            };
-            let value = client.metadata().get(&name).cloned().or_else(|| setting(&name).map(str::to_owned));
-            let Some(value) = value else { return Err(failure("ERROR", "42704", &format!("no setting `{name}`"))) };
-            let batch = RecordBatch::try_from_iter([(name.as_str(), Arc::new(StringArray::from(vec![value])) as ArrayRef)]);
-            let batch = batch.map_err(|error| PgWireError::ApiError(Box::new(error)))?;
-            Response::Query(response(&Answer { schema: batch.schema(), batches: vec![batch] }, format)?)
+            let name = name_of(variable);
+            let Some(value) = value(client, &name) else { return Err(failure("ERROR", "42704", &format!("no setting `{name}`"))) };
+            Response::Query(one_text(&name, &value, format)?)
         }
-        Ast::Set(_) => {
-            // What matters is kept; what a client merely likes to say is taken note of.
-            let name = words
-                .iter()
-                .skip(1)
-                .find(|word| !["SESSION", "LOCAL"].contains(&word.to_uppercase().as_str()))
-                .map(|word| word.to_lowercase())
-                .unwrap_or_default();
-            let value = words.last().map(|word| word.trim_matches('\'').to_owned()).unwrap_or_default();
-            if name == "statement_timeout" && value != "0" && parse_timeout(&value).is_none() {
-                return Err(failure("ERROR", "22023", &format!("statement_timeout: `{value}` is not a time such as 5000, 5s or 1min")));
-            }
-            if (name == "timezone" || name == "time") && !["utc", "gmt", "etc/utc", "default"].contains(&value.to_lowercase().as_str()) {
-                return Err(failure("ERROR", "22023", "times are UTC here: SET TIME ZONE 'UTC', and let the client convert"));
-            }
-            if ["statement_timeout", "application_name"].contains(&name.as_str()) {
-                client.metadata_mut().insert(name.clone(), value.clone());
-                client.send(PgWireBackendMessage::ParameterStatus(ParameterStatus::new(name, value))).await?;
-            }
+        Ast::Set(set) => {
+            parameters::set(client, set).await?;
             Response::Execution(Tag::new("SET"))
+        }
+        Ast::Reset(ResetStatement { reset }) => {
+            let name = match reset {
+                Reset::ALL => None,
+                Reset::ConfigurationParameter(name) => Some(name.to_string()),
+            };
+            parameters::reset(client, name.as_deref()).await?;
+            Response::Execution(Tag::new("RESET"))
         }
         Ast::Deallocate { name, .. } => {
             client.portal_store().rm_statement(&name.value);
             Response::Execution(Tag::new("DEALLOCATE"))
         }
-        Ast::Discard { .. } => {
-            client.portal_store().clear_portals();
-            Response::Execution(Tag::new("DISCARD ALL"))
+        Ast::Discard { object_type } => {
+            if *object_type == DiscardObject::ALL {
+                client.portal_store().clear_portals();
+                parameters::reset(client, None).await?;
+            }
+            Response::Execution(Tag::new(&ast.to_string()))
         }
-        _ => Response::Execution(Tag::new(words.first().copied().unwrap_or("OK"))),
+        Ast::Close { cursor } => {
+            match cursor {
+                CloseCursor::All => client.portal_store().clear_portals(),
+                CloseCursor::Specific { name } => client.portal_store().rm_portal(&name.value),
+            }
+            Response::Execution(Tag::new("CLOSE CURSOR"))
+        }
+        _ => Response::Execution(Tag::new(ast.to_string().split_whitespace().next().unwrap_or("OK"))),
     })
 }
 
@@ -486,11 +487,16 @@ impl SimpleQueryHandler for Session {
     {
         logged_in(client)?;
         let mut responses = Vec::new();
-        for sql in statements(query)? {
+        let parts = statements(query)?;
+        for sql in &parts {
             responses.push(match self.audited(client, sql, Self::judged(sql))? {
                 Some(Other::Settle(ast)) => settle(client, &ast, &Format::UnifiedText).await?,
-                Some(Other::Copy(copy)) => Response::CopyOut(copy.response(&self.answer(client, &copy.sql, None).await?)?),
-                None => Response::Query(response(&self.answer(client, sql, None).await?, &Format::UnifiedText)?),
+                // It is sent at once, and would come before the answers to what is before it.
+                Some(Other::Copy(_)) if parts.len() > 1 => {
+                    return Err(failure("ERROR", "0A000", "COPY is answered alone: send it without other statements"));
+                }
+                Some(Other::Copy(copy)) => self.copy(client, &copy).await?,
+                None => Response::Query(self.answer(client, sql, &Format::UnifiedText, None).await?.response()),
             });
         }
         if responses.is_empty() {
@@ -511,7 +517,7 @@ impl QueryParser for Session {
         logged_in(client)?;
         Ok(match statements(sql)?.as_slice() {
             [] => None,
-            [sql] => Some(self.audited(client, sql, self.prepare(sql).await)?),
+            [sql] => Some(self.audited(client, sql, self.prepare(sql, self.limits(client).time).await)?),
             _ => return Err(failure("ERROR", "42601", "one statement at a time")),
         })
     }
@@ -533,8 +539,7 @@ impl QueryParser for Session {
             Statement::Copy(_) => Ok(Vec::new()),
             Statement::Settle(ast) => match &**ast {
                 Ast::ShowVariable { variable } => {
-                    let name = variable.iter().map(|part| part.value.to_lowercase()).collect::<Vec<_>>().join(" ");
-                    Ok(vec![FieldInfo::new(name, None, None, Type::TEXT, pgwire::api::results::FieldFormat::Text)])
+                    Ok(vec![FieldInfo::new(name_of(variable), None, None, Type::TEXT, format.unwrap_or(&Format::UnifiedText).format_for(0))])
                 }
                 _ => Ok(Vec::new()),
             },
@@ -542,8 +547,12 @@ impl QueryParser for Session {
     }
 }
 
-/// Most rows that one message of the extended protocol may ask for: a client's number is no reason to set so much memory aside.
-const ROWS_AT_ONCE: i32 = 10_000;
+/// Most rows that one message of the extended protocol may ask for where the door itself has no bound: room is made for so many
+/// before there is one. As many as the door answers at most are all that there can be: fewer would be taken for the end.
+const ROWS_AT_ONCE: usize = 10_000_000;
+
+/// What is being sent, whose memory is let go of when it is.
+type Sending = Option<Arc<MemoryReservation>>;
 
 #[async_trait]
 impl ExtendedQueryHandler for Session {
@@ -564,10 +573,11 @@ impl ExtendedQueryHandler for Session {
         logged_in(client)?;
         match &portal.statement.statement {
             Statement::Settle(ast) => settle(client, ast, &portal.result_column_format).await,
-            Statement::Copy(copy) => Ok(Response::CopyOut(copy.response(&self.answer(client, &copy.sql, None).await?)?)),
+            Statement::Copy(copy) => self.copy(client, copy).await,
             Statement::Question(question) => {
-                let answer = self.answer(client, &question.sql, Some((question, portal))).await?;
-                Ok(Response::Query(response(&answer, &portal.result_column_format)?))
+                let answer = self.answer(client, &question.sql, &portal.result_column_format, Some((question, portal))).await?;
+                client.session_extensions().insert::<Sending>(Some(answer.held()));
+                Ok(Response::Query(answer.response()))
             }
         }
     }
@@ -579,7 +589,11 @@ impl ExtendedQueryHandler for Session {
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        message.max_rows = message.max_rows.clamp(0, ROWS_AT_ONCE);
-        self._on_execute(client, message).await
+        let most = self.question.doors.limits().rows.min(ROWS_AT_ONCE);
+        message.max_rows = message.max_rows.clamp(0, most.try_into().unwrap_or(i32::MAX));
+        let sent = self._on_execute(client, message).await;
+        // The portal itself lets go of its rows before they are sent.
+        client.session_extensions().insert::<Sending>(None);
+        sent
     }
 }
