@@ -63,8 +63,14 @@ pub struct FileInMaking {
     table: &'static Table,
     writer: ArrowWriter<Vec<u8>>,
     rows: u64,
-    /// Of the time columns that get statistics: number of the column, nulls, bounds.
-    times: Vec<(usize, usize, Option<(i64, i64)>)>,
+    times: Vec<Times>,
+}
+
+/// What the statistics say of one time column.
+struct Times {
+    column: usize,
+    nulls: usize,
+    bounds: Option<(i64, i64)>,
 }
 
 impl FileInMaking {
@@ -72,14 +78,14 @@ impl FileInMaking {
         let options = ArrowWriterOptions::new().with_properties(properties(table)).with_skip_arrow_metadata(true);
         let writer = ArrowWriter::try_new_with_options(Vec::new(), table.schema(), options).at(|| format!("Parquet writer for {}", table.name))?;
         let times = table.columns.iter().enumerate().filter(|(_, column)| column.kind == Kind::Time).take(4);
-        Ok(Self { table, writer, rows: 0, times: times.map(|(index, _)| (index, 0, None)).collect() })
+        Ok(Self { table, writer, rows: 0, times: times.map(|(column, _)| Times { column, nulls: 0, bounds: None }).collect() })
     }
 
     pub fn add(&mut self, batch: &RecordBatch) -> Result<()> {
         self.writer.write(batch).at(|| format!("encoding {}", self.table.name))?;
         self.rows += batch.num_rows() as u64;
-        for (index, nulls, bounds) in &mut self.times {
-            let times = batch.column(*index).as_primitive::<TimestampMicrosecondType>();
+        for Times { column, nulls, bounds } in &mut self.times {
+            let times = batch.column(*column).as_primitive::<TimestampMicrosecondType>();
             *nulls += times.null_count();
             if let (Some(low), Some(high)) = (min(times), max(times)) {
                 *bounds = Some(bounds.map_or((low, high), |(lowest, highest)| (lowest.min(low), highest.max(high))));
@@ -118,8 +124,8 @@ impl FileInMaking {
         let mut lowest = serde_json::Map::new();
         let mut highest = serde_json::Map::new();
         let mut nulls = serde_json::Map::new();
-        for (index, null_count, bounds) in &self.times {
-            let name = self.table.columns[*index].name;
+        for Times { column, nulls: null_count, bounds } in &self.times {
+            let name = self.table.columns[*column].name;
             nulls.insert(name.into(), (*null_count).into());
             if let Some((low, high)) = bounds {
                 // Delta keeps milliseconds: round outwards, or a reader would skip rows that are there.

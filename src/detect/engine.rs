@@ -234,6 +234,14 @@ struct Part {
     anchors: Range<Micros>,
 }
 
+/// What one tick takes of the new rows of a join.
+struct Deltas {
+    /// Scan, numbers of its rows, keys.
+    runs: Vec<(usize, Range<u64>, HashSet<Key>)>,
+    /// Families with new rows that have to wait.
+    left: Vec<(HashSet<Key>, Waiting)>,
+}
+
 /// The kept plan of `lineage_links`.
 struct Links {
     plan: KeptPlan,
@@ -834,14 +842,14 @@ impl Engine {
         if class == Class::C1 && live.feeds.len() > 1 {
             let (entire, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| joined.contains(*key));
             self.run_apart_if_it_fails(number, &entire, &Part { numbers: everything.clone(), anchors: ALL_TIMES })?;
-            let (deltas, left) = self.deltas(number, &families, &others);
+            let deltas = self.deltas(number, &families, &others);
             // Semi-naive: one run per scan with new rows, against all rows of the others.
-            for (scan, new, keys) in deltas {
+            for (scan, new, keys) in deltas.runs {
                 let mut numbers = everything.clone();
                 numbers[scan] = new;
                 self.run_apart_if_it_fails(number, &keys, &Part { numbers, anchors: ALL_TIMES })?;
             }
-            partly = left;
+            partly = deltas.left;
         } else if class == Class::C3 {
             let (fresh, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| loaded.contains(*key));
             for (keys, just_loaded) in [(fresh, true), (others, false)] {
@@ -923,11 +931,10 @@ impl Engine {
         finals.chain(fresh).collect()
     }
 
-    /// The new rows of a join that one tick takes, as (scan, rows, keys), and the families of which some have to wait. Each new row meets
-    /// the rows of the other scans; a tick has room for [`PAIRS_PER_ROW`] such pairs for each row that it may look at. Families that
+    /// The new rows of a join that one tick takes, and the families of which some have to wait. Each new row meets the rows of the other scans; a tick has room for [`PAIRS_PER_ROW`] such pairs for each row that it may look at. Families that
     /// need little of it come first, so that one of very many rows holds up none of them; of those, the one that waits longest gets
     /// half of the room.
-    fn deltas(&self, number: usize, families: &[HashSet<Key>], keys: &HashSet<Key>) -> (Vec<(usize, Range<u64>, HashSet<Key>)>, Vec<(HashSet<Key>, Waiting)>) {
+    fn deltas(&self, number: usize, families: &[HashSet<Key>], keys: &HashSet<Key>) -> Deltas {
         let live = &self.live[number];
         let stores: Vec<(usize, &Store)> = (live.feeds.iter().enumerate())
             .filter_map(|(scan, feed)| if let Feed::Store { store, .. } = feed { Some((scan, &self.stores[*store].store)) } else { None })
@@ -983,7 +990,7 @@ impl Engine {
                 left.push((family.clone(), waits));
             }
         }
-        (runs.into_iter().map(|((scan, from, end), keys)| (scan, from..end, keys)).collect(), left)
+        Deltas { runs: runs.into_iter().map(|((scan, from, end), keys)| (scan, from..end, keys)).collect(), left }
     }
 
     /// Takes families out until the rest has no more rows than one tick looks at; gives the keys that were taken out.

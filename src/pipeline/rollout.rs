@@ -104,7 +104,7 @@ mod tests {
         assert!(!rollouts.is_shadow(one.id), "what a service starts with is at work");
         let mut rollouts = Rollouts::new(first, Some(7 * DAY));
         assert!(rollouts.load([&one].into_iter(), DAY).is_empty());
-        let changed = Detection { sql: one.sql.replace("15 minutes", "5 minutes"), ..one.clone() };
+        let changed = Detection { written: one.written.replace("15 minutes", "5 minutes"), ..one.clone() };
         assert_eq!(rollouts.load([&changed].into_iter(), DAY).len(), 1);
         assert!(rollouts.is_shadow(one.id));
         assert!(rollouts.promote_quiet(7 * DAY).is_empty());

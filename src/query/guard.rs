@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn relations_count_as_often_as_they_are_planned() {
-        let ten = |name: &str| vec![name; 10].join(" CROSS JOIN ");
+        let ten = |name: &str| [name; 10].join(" CROSS JOIN ");
         let chain = |parts: usize| {
             let parts: Vec<_> = (1..=parts).map(|part| format!("p{part} AS (SELECT 1 FROM {})", ten(&format!("p{}", part - 1)))).collect();
             format!("WITH p0 AS (SELECT 1 FROM alerts), {} SELECT * FROM p{}", parts.join(", "), parts.len())
@@ -281,9 +281,7 @@ mod tests {
         assert!(counted(&chain(3)).unwrap_err().to_string().contains("1000 relations"));
         assert!(counted(&chain(11)).is_err());
         assert!(counted(&chain(3).replace("SELECT 1 FROM alerts", "VALUES (1)")).is_err());
-        assert!(
-            counted(&chain(2).replace("SELECT 1 FROM alerts", &vec!["SELECT 1"; 6].join(" UNION ALL "))).unwrap_err().to_string().contains("600 relations")
-        );
+        assert!(counted(&chain(2).replace("SELECT 1 FROM alerts", &["SELECT 1"; 6].join(" UNION ALL "))).unwrap_err().to_string().contains("600 relations"));
         // The same where it is not asked for in the end, within another query, or under a name that is hidden by an inner one.
         assert!(counted(&chain(4).replace("SELECT * FROM p4", "SELECT 1")).is_err());
         assert!(counted(&format!("SELECT 1 WHERE EXISTS ({})", chain(3))).is_err());

@@ -334,14 +334,14 @@ table!(stream canaries, "One canary: a detection's own firing test that went thr
     MILLISECONDS milliseconds: Int "From sending the first record to the verdict.",
 });
 
-table!(detection_health, "What each detection could see, one row as of the latest look (every five minutes); `detection_health_history` has all of them.",
+table!(detection_health, "What each detection could see, one row as of the latest look (every five minutes; every quarter of a minute just after a start); `detection_health_history` has all of them.",
     max_delay: 0,
     looked_up_by: &[],
 {
     AT at: Time "When it was looked at.",
     DETECTION detection: Word "Name of the detection.",
     CLASS class: Word "C0 to C4: how it is decided.",
-    STATE state: Word "`seeing`; `blind`: what it needs does not arrive; `failing`: a run has failed; `behind`: does not get through what arrives, or has keys with too many rows, which are asked over the archive instead; `suspended`: switched off for lack of memory, and asked over the archive instead.",
+    STATE state: Word "`seeing`; `blind`: what it needs does not arrive; `failing`: a run has failed; `behind`: does not get through what arrives; `suspended`: switched off for lack of memory, and asked over the archive instead.",
     NOTE note: Text "Which streams are missing, or why it is switched off.",
     CANDIDATES candidates: Int "Rows that its predicates let through since it was loaded.",
     FINDINGS findings: Int "Rows that its query returned since then, repeats included.",

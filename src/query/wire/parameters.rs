@@ -113,10 +113,10 @@ where
     let Some((name, value)) = said(set) else { return Ok(()) };
     match value {
         Some(value) if name == "statement_timeout" && timeout(&value).is_none() => {
-            return Err(failure("ERROR", "22023", &format!("statement_timeout: `{value}` is not a time such as 5000, '5s' or '1 min'")));
+            Err(failure("ERROR", "22023", &format!("statement_timeout: `{value}` is not a time such as 5000, '5s' or '1 min'")))
         }
         Some(value) if name == "timezone" && !["utc", "gmt", "etc/utc", "local"].contains(&value.to_lowercase().as_str()) => {
-            return Err(failure("ERROR", "22023", "times are UTC here: SET TIME ZONE 'UTC', and let the client convert"));
+            Err(failure("ERROR", "22023", "times are UTC here: SET TIME ZONE 'UTC', and let the client convert"))
         }
         value if SETTABLE.contains(&name.as_str()) => keep(client, &name, value).await,
         _ => Ok(()),
