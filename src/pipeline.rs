@@ -846,7 +846,7 @@ impl Worker {
         if let Some(progress) = progress {
             self.unlogged.extend(self.book.settle(progress, &self.engine.sure_to()));
             // What still waits to be looked at is not decided: a restart begins there again.
-            self.decided = self.decided.max(Some(self.engine.decided()));
+            self.decided = self.decided.max(self.engine.decided());
             self.metrics.progress.set(progress as f64 / 1e6);
             self.metrics.undecided.set(self.engine.undecided() as i64);
             self.metrics.pending.set(self.engine.pending() as i64);

@@ -323,9 +323,10 @@ impl Engine {
     }
 
     /// Up to where (append time on all partitions) everything that is sure has been decided: further back than
-    /// [`Engine::progress`] while keys wait for their turn.
-    pub fn decided(&self) -> Micros {
-        self.live.iter().filter(|live| live.suspended.is_none()).map(|live| live.sure.progress).min().unwrap_or(self.progress).min(self.progress)
+    /// [`Engine::progress`] while keys wait for their turn; none while some were never looked at.
+    pub fn decided(&self) -> Option<Micros> {
+        let sure = self.live.iter().filter(|live| live.suspended.is_none()).map(|live| live.sure.progress);
+        Some(sure.min().unwrap_or(self.progress).min(self.progress)).filter(|decided| *decided > Micros::MIN)
     }
 
     /// No key rests any longer: what is there is decided now, however long it takes.
@@ -931,9 +932,9 @@ impl Engine {
         finals.chain(fresh).collect()
     }
 
-    /// The new rows of a join that one tick takes, and the families of which some have to wait. Each new row meets the rows of the other scans; a tick has room for [`PAIRS_PER_ROW`] such pairs for each row that it may look at. Families that
-    /// need little of it come first, so that one of very many rows holds up none of them; of those, the one that waits longest gets
-    /// half of the room.
+    /// The new rows of a join that one tick takes, and the families of which some have to wait. Each new row meets the rows of the
+    /// other scans; a tick has room for [`PAIRS_PER_ROW`] such pairs for each row that it may look at. Families that need little of it
+    /// come first, so that one of very many rows holds up none of them; of those, the one that waits longest gets half of the room.
     fn deltas(&self, number: usize, families: &[HashSet<Key>], keys: &HashSet<Key>) -> Deltas {
         let live = &self.live[number];
         let stores: Vec<(usize, &Store)> = (live.feeds.iter().enumerate())

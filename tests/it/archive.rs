@@ -144,6 +144,26 @@ async fn hours_that_have_passed_are_compacted_and_every_row_is_there_once() {
     assert_eq!(archive.positions(&c::TABLE, &[("t".to_owned(), 0)]).await.expect("reads"), upto(flushed + 100), "positions stay");
 }
 
+#[tokio::test]
+async fn a_reader_that_slept_while_the_log_was_tidied_reads_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = folder.path().to_string_lossy().into_owned();
+    let archive = Archive::open(&place, &Default::default()).await.expect("opens");
+    let reader = Archive::open(&place, &Default::default()).await.expect("opens");
+    archive.positions(&c::TABLE, &[("t".to_owned(), 0)]).await.expect("reads");
+    let batches = rows(1, 2);
+    for flush in 1..=105 {
+        archive.flush(&batches, &upto(flush * 2), &mut BTreeSet::new(), |_| ()).await.expect("commits");
+    }
+    // What tidying does to entries that a checkpoint holds, once they are old enough.
+    let log = folder.path().join("cloudtrail/_delta_log");
+    let gone = walk(&log).into_iter().filter(|path| path.ends_with(".json") && path.rsplit('/').next() < Some("00000000000000000099.json"));
+    assert!(gone.map(|path| std::fs::remove_file(path).expect("deleted")).count() > 90);
+    assert_eq!(reader.read(&c::TABLE).await.expect("reads on").rows(), 210);
+    archive.flush(&batches, &upto(212), &mut BTreeSet::new(), |_| ()).await.expect("commits on");
+    assert_eq!(Archive::open(&place, &Default::default()).await.expect("opens").read(&c::TABLE).await.expect("reads").rows(), 212);
+}
+
 /// The rows as delivered from other offsets.
 fn moved(batches: Vec<(&'static Table, RecordBatch)>, by: i64) -> Vec<(&'static Table, RecordBatch)> {
     let cloudtrail = batches.into_iter().filter(|(table, _)| std::ptr::eq(*table, &c::TABLE));

@@ -452,7 +452,7 @@ fn live(detections: &[Detection], stream: &[Row], rng: &mut StdRng, broken: Brok
             engine.advance(progress);
         }
         let mut findings = engine.tick(&past).expect("tick");
-        while partitions.is_read() && engine.decided() < engine.progress() {
+        while partitions.is_read() && engine.decided() < Some(engine.progress()) {
             engine.wake();
             findings.extend(engine.tick(&past).expect("tick"));
         }
@@ -464,7 +464,7 @@ fn live(detections: &[Detection], stream: &[Row], rng: &mut StdRng, broken: Brok
                 book.settle(progress, &engine.sure_to());
             }
             // As the service does: what still waits to be looked at is not decided.
-            decided = decided.max(Some(engine.decided()));
+            decided = decided.max(engine.decided());
             if rng.random_range(0..3) == 0 {
                 engine.let_go(&past).expect("let go");
             }
