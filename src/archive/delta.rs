@@ -24,6 +24,8 @@ use crate::error::{At, Error, Result};
 use crate::limits;
 use crate::table::{Kind, Table};
 
+/// Commits between checkpoints: each commit looks for the positions of its partitions in all entries since the last one.
+const CHECKPOINT_EVERY: &str = "25";
 /// How long entries of the log stay behind a checkpoint that holds them: each flush writes one, and whoever opens the table lists them.
 const LOG_STAYS: &str = "interval 6 hours";
 /// How long a file that was replaced stays for readers who began before: longer than any question may take.
@@ -70,6 +72,7 @@ impl DeltaLog {
                 .with_comment(table.doc)
                 .with_columns(fields(table))
                 .with_partition_columns(["dt", "h"])
+                .with_configuration_property(TableProperty::CheckpointInterval, Some(CHECKPOINT_EVERY))
                 .with_configuration_property(TableProperty::LogRetentionDuration, Some(LOG_STAYS))
                 .with_configuration_property(TableProperty::DeletedFileRetentionDuration, Some(REMOVALS_STAY))
                 .with_save_mode(SaveMode::Ignore)

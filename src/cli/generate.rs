@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use keyfuse::clock::parse_length;
 use keyfuse::clock::parse_time;
@@ -54,7 +54,7 @@ enum Story {
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let Some(out) = &args.out else {
         let stop = AtomicBool::new(false);
-        super::play::play(&args.play.unwrap_or_default(), i64::from(args.speed), &stop, &AtomicBool::new(false)).map_err(|error| vec![error])?;
+        super::play::play(&args.play.unwrap_or_default(), i64::from(args.speed), false, &stop, &AtomicU64::new(0)).map_err(|error| vec![error])?;
         return Ok(Outcome::Clean);
     };
     let start = parse_time(&args.start).ok_or_else(|| vec![Error::user(format!("--start `{}` is not a time", args.start))])?;

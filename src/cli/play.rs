@@ -1,14 +1,15 @@
 //! The demo's story, played into a Kafka at its own pace.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use keyfuse::clock::{self, Micros, SECOND, parse_time, rfc3339};
 use keyfuse::error::Error;
 use keyfuse::source::broker::Sender;
 
-/// Sends the story's records at their times, moved so that the story ends now, then ordinary traffic until stopped.
-pub fn play(broker: &str, speed: Micros, stop: &AtomicBool, told: &AtomicBool) -> Result<(), Error> {
+/// Sends the story's records at their times, moved so that the story ends now, then, unless it is told `once`, ordinary traffic until
+/// stopped. `told`: how many records the story had, once they are sent.
+pub fn play(broker: &str, speed: Micros, once: bool, stop: &AtomicBool, told: &AtomicU64) -> Result<(), Error> {
     let mut settings = rdkafka::ClientConfig::new();
     settings.set("bootstrap.servers", broker).set("linger.ms", "5");
     let sender = Sender::new(&settings)?;
@@ -36,9 +37,9 @@ pub fn play(broker: &str, speed: Micros, stop: &AtomicBool, told: &AtomicBool) -
         sender.send(topic, None, None, moved(line, shift).as_bytes(), Some(moment + shift))?;
     }
     sender.flush(Duration::from_secs(10))?;
-    told.store(true, Ordering::Relaxed);
+    told.store(records.len() as u64, Ordering::Relaxed);
     let mut round = 0;
-    while !stop.load(Ordering::Relaxed) {
+    while !once && !stop.load(Ordering::Relaxed) {
         round += 1;
         let world = keyfuse::generate::ordinary(round, clock::now() - 5 * SECOND, 4 * SECOND, 20);
         for record in &world.cloudtrail {

@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use keyfuse::alert::Alert;
 use keyfuse::clock::{self, Micros, SECOND};
 use keyfuse::config::{Canaries, Config, Topic};
 use keyfuse::detect::Detection;
@@ -106,11 +107,12 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     }
     println!("  ask      keyfuse sql --archive {} \"SELECT event_name, count(*) FROM cloudtrail GROUP BY 1 ORDER BY 2 DESC\"\n", shell_word(&config.archive));
 
-    let told = Arc::new(AtomicBool::new(false));
+    let told = Arc::new(AtomicU64::new(0));
     let player = match &demo {
         Some(demo) => {
             let (stop, told, address, speed) = (Arc::clone(&stop), Arc::clone(&told), demo.broker.address(), Micros::from(args.speed));
-            let player = std::thread::Builder::new().name("story".into()).spawn(move || play(&address, speed, &stop, &told));
+            let once = args.once;
+            let player = std::thread::Builder::new().name("story".into()).spawn(move || play(&address, speed, once, &stop, &told));
             Some(player.at(|| "starting the story".into()).map_err(one)?)
         }
         None => None,
@@ -121,6 +123,11 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     stop.store(true, Ordering::Relaxed);
     println!("\nstopping: draining, writing the archive, delivering");
     let ended = service.stop();
+    // What was decided while it drained.
+    show.try_iter().for_each(|shown| match shown {
+        Show::Alert(alert, delay) => screen.tell(&alert, delay),
+        Show::Rows(_) => {}
+    });
     drop(sql);
     questions.shutdown_background();
     if let Some(player) = player {
@@ -129,6 +136,12 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     ended.map_err(one)?;
     println!("stopped");
     Ok(Outcome::Clean)
+}
+
+/// A metric, summed over its labels.
+fn sum_of(service: &Service, prefix: &str) -> u64 {
+    let page = service.metrics.page();
+    page.lines().filter(|line| line.starts_with(prefix)).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
 fn signals(runtime: &tokio::runtime::Runtime, stop: &Arc<AtomicBool>, reload: &Arc<AtomicBool>) {
@@ -248,10 +261,10 @@ struct Screen {
 }
 
 impl Screen {
-    fn watch(&self, show: &Receiver<Show>, service: &Service, stop: &AtomicBool, reload: &AtomicBool, story: Option<&AtomicBool>) {
+    fn watch(&self, show: &Receiver<Show>, service: &Service, stop: &AtomicBool, reload: &AtomicBool, story: Option<&AtomicU64>) {
         let mut rows: Vec<(&'static str, u64)> = Vec::new();
         let mut last: (Instant, Vec<(&'static str, u64)>) = (Instant::now(), Vec::new());
-        let mut ends_at: Option<Instant> = None;
+        let mut heard: Option<(u64, Instant)> = None;
         while !stop.load(Ordering::Relaxed) && service.is_running() {
             if reload.swap(false, Ordering::Relaxed) {
                 // An editor writes a file in several steps: wait for it to be done.
@@ -260,23 +273,33 @@ impl Screen {
                 service.reload();
             }
             match show.recv_timeout(Duration::from_millis(100)) {
-                Ok(Show::Alert(alert, delay)) if !self.quiet => {
-                    self.line("");
-                    println!("{}", self.style.alert(&alert, self.detections.get(&alert.detection), delay, alert.revision == 1));
-                }
+                Ok(Show::Alert(alert, delay)) => self.tell(&alert, delay),
                 Ok(Show::Rows(now)) => {
                     rows = now;
                 }
-                Ok(Show::Alert(..)) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             if !self.quiet && last.0.elapsed() >= Duration::from_secs(2) {
                 self.rates(&rows, &last, service);
                 last = (Instant::now(), rows.clone());
             }
-            if story.is_some_and(|told| told.load(Ordering::Relaxed)) && ends_at.get_or_insert_with(Instant::now).elapsed() > Duration::from_secs(3) {
-                return;
+            if let Some(told) = story.map(|told| told.load(Ordering::Relaxed)).filter(|told| *told > 0) {
+                let read = sum_of(service, "keyfuse_messages_total{");
+                let (still, since) = heard.get_or_insert((read, Instant::now()));
+                if *still != read {
+                    heard = Some((read, Instant::now()));
+                } else if read >= told && since.elapsed() > Duration::from_secs(3) {
+                    return;
+                }
             }
+        }
+    }
+
+    fn tell(&self, alert: &Alert, delay: Option<Micros>) {
+        if !self.quiet {
+            self.line("");
+            println!("{}", self.style.alert(alert, self.detections.get(&alert.detection), delay, alert.revision == 1));
         }
     }
 
@@ -287,13 +310,7 @@ impl Screen {
             let before = last.1.iter().find(|(name, _)| name == table).map_or(0, |(_, count)| *count);
             format!("{table} {:.0}/s ({count})", (count - before) as f64 / seconds)
         };
-        let lag: i64 = service
-            .metrics
-            .page()
-            .lines()
-            .filter(|line| line.starts_with("keyfuse_lag_messages{"))
-            .filter_map(|line| line.rsplit(' ').next()?.parse::<i64>().ok())
-            .sum();
+        let lag = sum_of(service, "keyfuse_lag_messages{");
         let text = format!("rows {} · lag {lag} messages", rows.iter().map(rate).collect::<Vec<_>>().join(", "));
         self.line(&self.style.dim(&text));
     }

@@ -141,7 +141,7 @@ pub fn rows_of(service: &Service, tables: &[&str]) -> u64 {
 pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
-        assert!(started.elapsed() < Duration::from_secs(120), "waited two minutes for: {what}");
+        assert!(started.elapsed() < Duration::from_secs(300), "waited five minutes for: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
