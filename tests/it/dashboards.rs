@@ -71,7 +71,8 @@ fn every_metric_that_a_panel_or_a_rule_names_exists() {
 }
 
 /// What only a running service writes, or the story does not have.
-const MAY_BE_EMPTY: [&str; 5] = ["Refused records", "What each detection sees, the blind first", "Tools: used and allowed", "Tool calls by agent", "Delegation"];
+const MAY_BE_EMPTY: [&str; 5] =
+    ["Refused records", "What each detection sees, the blind first", "Tools: used and allowed", "Tool calls by agent", "Delegation"];
 
 #[test]
 fn every_question_of_a_panel_answers_on_the_story() {
