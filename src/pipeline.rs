@@ -1156,11 +1156,12 @@ impl Worker {
     }
 
     fn close(&mut self) -> Result<()> {
-        self.engine.wake();
         self.decide(None)?;
+        // What rests has its turn too, as often as it takes.
+        self.engine.wake();
         while self.engine.pending() > 0 {
-            self.engine.wake();
             self.decide(None)?;
+            self.engine.wake();
         }
         self.flush_and_wait()?;
         self.source.commit(&self.positions, true);
