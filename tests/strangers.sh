@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# Makes a Python with DuckDB, deltalake, psycopg and ADBC beside the build output, and prints its path; prints nothing where that cannot be had.
+# Makes a Python with DuckDB, deltalake and PostgreSQL's drivers beside the build output, and prints its path; prints nothing where that
+# cannot be had. Where there is a Java, pgjdbc comes to lie beside it.
 set -u
 cd "$(dirname "$0")/.."
 home="${CARGO_TARGET_DIR:-target}/strangers"
 python="$home/bin/python"
-all='import duckdb, deltalake, pyarrow, psycopg, adbc_driver_postgresql'
+all='import duckdb, deltalake, pyarrow, psycopg, adbc_driver_postgresql, asyncpg, sqlalchemy'
 if ! "$python" -c "$all" 2>/dev/null; then
-  { python3 -m venv "$home" && "$home/bin/pip" install --quiet duckdb==1.4.1 deltalake==1.1.4 pyarrow==21.0.0 'psycopg[binary]==3.3.9' adbc-driver-postgresql==1.13.0; } >&2 || exit 0
+  { python3 -m venv "$home" && "$home/bin/pip" install --quiet duckdb==1.4.1 deltalake==1.1.4 pyarrow==21.0.0 'psycopg[binary]==3.3.9' adbc-driver-postgresql==1.13.0 asyncpg==0.32.0 sqlalchemy==2.1.9; } >&2 || exit 0
+fi
+if command -v java >/dev/null && [ ! -s "$home/pgjdbc.jar" ]; then
+  curl --silent --fail --output "$home/pgjdbc.jar" https://repo1.maven.org/maven2/org/postgresql/postgresql/42.7.14/postgresql-42.7.14.jar || rm -f "$home/pgjdbc.jar"
 fi
 "$python" -c "$all" 2>/dev/null && echo "$python"

@@ -1,5 +1,6 @@
 //! The SQL door: read-only questions over the archive or over rows in memory, with limits that no question can get past.
 
+mod dialect;
 mod doors;
 mod functions;
 mod growth;
@@ -8,6 +9,7 @@ mod help;
 mod hot;
 mod once;
 pub mod output;
+mod pausing;
 pub mod wire;
 
 use std::sync::{Arc, Weak};
@@ -19,10 +21,10 @@ use async_trait::async_trait;
 use datafusion::catalog::{MemTable, Session, TableProvider};
 use datafusion::common::{Result as DfResult, ScalarValue};
 use datafusion::error::DataFusionError;
-use datafusion::execution::SessionState;
 use datafusion::execution::context::{SQLOptions, SessionContext};
 use datafusion::execution::memory_pool::{FairSpillPool, MemoryConsumer, MemoryPool, MemoryReservation, TrackConsumersPool};
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{Expr, LogicalPlan, TableType, col, lit};
 use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::prelude::{DataFrame, SessionConfig};
@@ -43,6 +45,10 @@ use crate::table::{DIMENSIONS, Memory, TABLES, rejects, statements};
 pub use doors::Doors;
 use hot::HotAndArchived;
 use once::OnTimeOnce;
+use pausing::Pausing;
+
+/// The one database, as clients see it.
+const CATALOG: &str = "keyfuse";
 
 /// What questions may cost.
 #[derive(Clone, Copy, Debug)]
@@ -140,10 +146,13 @@ impl Door {
         limits: Limits,
     ) -> Result<Self> {
         let runtime = RuntimeEnvBuilder::new().with_memory_pool(Arc::clone(pool)).with_max_temp_directory_size(limits::SPILL_BYTES).build_arc()?;
-        let mut config = SessionConfig::new().with_information_schema(true).with_target_partitions(std::thread::available_parallelism().map_or(2, |n| n.get()));
+        let partitions = std::thread::available_parallelism().map_or(2, |n| n.get());
+        let mut config =
+            SessionConfig::new().with_information_schema(true).with_target_partitions(partitions).with_default_catalog_and_schema(CATALOG, "public");
         // `TIMESTAMPTZ '…'` is a moment, as the columns' times are.
         config.options_mut().execution.time_zone = Some("UTC".into());
-        let mut ctx = SessionContext::new_with_config_rt(config, runtime);
+        let state = SessionStateBuilder::new().with_config(config).with_runtime_env(runtime).with_default_features();
+        let mut ctx = SessionContext::new_with_state(state.with_physical_optimizer_rule(Arc::new(Pausing)).build());
         let mut tables: Vec<(&'static str, Arc<dyn TableProvider>)> = Vec::new();
         for table in TABLES {
             let hot = |memory: &Memory| memory.of(table);
@@ -201,6 +210,7 @@ impl Door {
         // What the tables and functions mean, to be asked like anything else.
         help::register(&ctx)?;
         functions::register(&ctx);
+        dialect::register(&ctx);
         growth::bound(&mut ctx)?;
         Ok(Self { ctx, limits })
     }
@@ -222,7 +232,8 @@ impl Door {
     /// Plans a question that the guard has let through.
     async fn plan(&self, sql: &str) -> DfResult<LogicalPlan> {
         let state = self.ctx.state();
-        let statement = state.sql_to_statement(sql, &state.config_options().sql_parser.dialect)?;
+        let mut statement = state.sql_to_statement(sql, &state.config_options().sql_parser.dialect)?;
+        dialect::translate(&mut statement);
         guard::relations(&statement)?;
         reads_only(state.statement_to_plan(statement).await?)
     }
@@ -248,7 +259,7 @@ impl Door {
 
     /// Names of tables and views, for completion and help.
     pub fn tables(&self) -> Vec<String> {
-        self.ctx.catalog("datafusion").and_then(|catalog| catalog.schema("public")).map(|schema| schema.table_names()).unwrap_or_default()
+        self.ctx.catalog(CATALOG).and_then(|catalog| catalog.schema("public")).map(|schema| schema.table_names()).unwrap_or_default()
     }
 }
 
@@ -286,8 +297,13 @@ impl<T> Drop for AbortOnDrop<T> {
     }
 }
 
+/// An error's text, with the names of tables as they are asked for.
+fn said(error: &DataFusionError) -> String {
+    error.strip_backtrace().replace("keyfuse.public.", "")
+}
+
 fn plain(error: DataFusionError) -> Error {
-    Error::user(error.strip_backtrace().replace("datafusion.public.", ""))
+    Error::user(said(&error))
 }
 
 /// Rows that answer a question.

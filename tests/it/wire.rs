@@ -390,7 +390,7 @@ fn a_row_is_seen_before_it_is_archived_and_once_after() {
 #[test]
 fn pythons_drivers_read_what_is_there() {
     let Some(python) = std::env::var_os("KEYFUSE_PYTHON") else {
-        println!("KEYFUSE_PYTHON is not set: psycopg and ADBC were not tried");
+        println!("KEYFUSE_PYTHON is not set: psycopg, ADBC, asyncpg and SQLAlchemy were not tried");
         return;
     };
     let folder = tempfile::tempdir().expect("a folder");
@@ -401,9 +401,60 @@ fn pythons_drivers_read_what_is_there() {
     let said = Command::new(python).args(["tests/drivers.py", &door.address.port().to_string(), "secret"]).output().expect("Python runs");
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
     let said = String::from_utf8_lossy(&said.stdout);
-    for wanted in ["psycopg [('cloudtrail',)]", "psycopg refused 25006", "adbc [('agent_spans',)]", "adbc schema ['event_time', 'append_time']"] {
+    for wanted in [
+        "psycopg [('cloudtrail',)]",
+        "psycopg refused 25006",
+        "adbc [('agent_spans',)]",
+        "adbc schema ['event_time', 'append_time']",
+        "asyncpg 2000 2",
+        "sqlalchemy ['public']",
+        "sqlalchemy ['model_calls']",
+    ] {
         assert!(said.contains(wanted), "{wanted} in {said}");
     }
+    drop(door);
+    runtime.shutdown_background();
+}
+
+#[test]
+fn pgjdbc_reads_what_is_there() {
+    let jar = std::env::var_os("KEYFUSE_PYTHON").and_then(|python| Some(Path::new(&python).parent()?.parent()?.join("pgjdbc.jar")));
+    let Some(jar) = jar.filter(|jar| jar.exists()) else {
+        println!("no pgjdbc beside KEYFUSE_PYTHON (tests/strangers.sh): not tried");
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let password = folder.path().join("password");
+    std::fs::write(&password, "secret").expect("written");
+    let runtime = keyfuse::query::runtime().expect("a runtime");
+    let door = empty(&runtime, &settings(Some(&password), None), Limits::default());
+    let java = Command::new("java").arg("-cp").arg(jar).args(["tests/Drivers.java", &door.address.port().to_string(), "secret"]).output().expect("Java runs");
+    assert!(java.status.success(), "{}", String::from_utf8_lossy(&java.stderr));
+    let said = String::from_utf8_lossy(&java.stdout);
+    assert_eq!(said.lines().collect::<Vec<_>>(), ["columns 65", "refused 25006", "fetched 25000", "stopped 57014", "dbeaver public analyst keyfuse"]);
+    drop(door);
+    runtime.shutdown_background();
+}
+
+#[test]
+fn a_question_that_never_ends_keeps_nobody_else_waiting() {
+    // One thread for all: as in a container of one core.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_stack_size(32 << 20).enable_all().build().expect("a runtime");
+    let door = empty(&runtime, &settings(None, None), Limits { time: Duration::from_secs(20), ..Limits::default() });
+    let port = door.address.port();
+    // A runtime of its own: the clients' clock must not be the door's.
+    let clients = tokio::runtime::Runtime::new().expect("a runtime");
+    clients.block_on(async {
+        let (endless, other) = (connect(port, "any").await.expect("connected"), connect(port, "any").await.expect("connected"));
+        endless.simple_query("SET statement_timeout = 2000").await.expect("set");
+        let asked = tokio::spawn(async move {
+            endless.simple_query("SELECT max(g.column_name) FROM help_columns a, help_columns b, help_columns c, help_columns d, help_columns e, help_columns f, help_columns g").await
+        });
+        while !asked.is_finished() {
+            assert_eq!(cells(&other.simple_query("SELECT 1").await.expect("an answer")), [[Some("1".to_owned())]]);
+        }
+        assert_eq!(code(&asked.await.expect("asked").expect_err("stopped")), "57014");
+    });
     drop(door);
     runtime.shutdown_background();
 }
@@ -445,7 +496,7 @@ fn psql_finds_its_way() {
         ("\\df", "credential_timeline"),
         ("\\df cred*", "credential_class"),
         ("\\dn", "public"),
-        ("\\l", "datafusion"),
+        ("\\l", "keyfuse"),
         ("\\conninfo", "analyst"),
         ("SELECT credential_class('AKIAIOSFODNN7EXAMPLE')", "long_lived"),
         ("SELECT table_name FROM information_schema.tables WHERE table_schema = 'public' AND table_name LIKE 'model%'", "model_calls"),

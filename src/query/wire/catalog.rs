@@ -11,6 +11,7 @@ use datafusion::error::DataFusionError;
 use datafusion::execution::context::SessionContext;
 use datafusion::logical_expr::{ColumnarValue, Signature, TableType, TypeSignature, Volatility, create_udf};
 use datafusion::logical_expr::{ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl};
+use datafusion::prelude::SessionConfig;
 use datafusion_pg_catalog::pg_catalog::catalog_info::CatalogInfo;
 use datafusion_pg_catalog::pg_catalog::context::EmptyContextProvider;
 use datafusion_pg_catalog::pg_catalog::{PgCatalogSchemaProvider, PgCatalogStaticTables};
@@ -18,13 +19,12 @@ use datafusion_pg_catalog::setup_pg_catalog;
 
 use super::parameters;
 use crate::error::Error;
+use crate::query::CATALOG;
 use crate::table::{DIMENSIONS, TABLES, VIEWS};
 
 /// Only what is keyfuse's own: `public`, and the name of `pg_catalog`.
 #[derive(Clone, Debug)]
 struct Listed(Arc<HashMap<String, (SchemaRef, TableType)>>);
-
-const CATALOG: &str = "datafusion";
 
 #[async_trait]
 impl CatalogInfo for Listed {
@@ -124,7 +124,7 @@ impl PgCatalog {
 struct Meanings(BTreeMap<(i64, i64), &'static str>);
 
 async fn meanings(schema: &Arc<PgCatalogSchemaProvider<Listed, EmptyContextProvider>>) -> Result<BTreeMap<(i64, i64), &'static str>> {
-    let ctx = SessionContext::new();
+    let ctx = SessionContext::new_with_config(SessionConfig::new().with_default_catalog_and_schema(CATALOG, "public"));
     let catalog = ctx.catalog(CATALOG).ok_or_else(|| DataFusionError::Internal("no catalog".into()))?;
     catalog.register_schema("pg_catalog", Arc::clone(schema) as _)?;
     let listed = ctx.sql("SELECT CAST(oid AS BIGINT) AS oid, CAST(relname AS VARCHAR) AS name FROM pg_catalog.pg_class").await?.collect().await?;

@@ -4,6 +4,7 @@
 //! our own carries the connections: pgwire's goes on reading after a failed login, and answers what it then reads.
 
 mod catalog;
+mod clients;
 mod copy;
 mod parameters;
 mod patience;

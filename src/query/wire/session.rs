@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::datatypes::{DataType, SchemaRef};
@@ -18,7 +18,6 @@ use datafusion::sql::parser::Statement as DfStatement;
 use datafusion::sql::sqlparser::ast::{CloseCursor, DiscardObject, Reset, ResetStatement, Statement as Ast};
 use datafusion::sql::sqlparser::dialect::PostgreSqlDialect;
 use datafusion::sql::sqlparser::parser::Parser;
-use datafusion_pg_catalog::sql::PostgresCompatibilityParser;
 use futures::Sink;
 use pgwire::api::portal::{Format, Portal};
 use pgwire::api::query::{ExtendedQueryHandler, SimpleQueryHandler};
@@ -31,12 +30,13 @@ use pgwire::messages::PgWireBackendMessage;
 use pgwire::messages::extendedquery::Execute;
 
 use super::catalog::PgCatalog;
+use super::clients;
 use super::copy::Copy;
 use super::failure;
 use super::parameters::{self, name_of, time_limit, value};
 use super::rows::{Encoded, encoded, one_text, sent_schema};
 use crate::limits::SQL_STATEMENTS;
-use crate::query::{Door, Doors, Limits, Stopped, guard, limited, reads_only};
+use crate::query::{CATALOG, Door, Doors, Limits, Stopped, dialect, guard, limited, reads_only, said};
 use crate::secret::Fingerprinter;
 
 /// Marks a connection whose login is done: nothing is answered before.
@@ -82,18 +82,6 @@ pub struct Session {
     question: Question,
 }
 
-/// Its list of known texts takes a while to read: once.
-static CATALOG_PARSER: LazyLock<PostgresCompatibilityParser> = LazyLock::new(PostgresCompatibilityParser::new);
-
-/// Whether a text is about PostgreSQL's own catalog. Only for such the compatibility parser is asked: of other questions it would
-/// rewrite what it does not know.
-fn asks_catalog(sql: &str) -> bool {
-    let text = sql.to_ascii_lowercase();
-    ["pg_", "information_schema", "operator(", "current_setting", "set_config", "current_schema", "current_database", "version()"]
-        .iter()
-        .any(|word| text.contains(word))
-}
-
 impl Session {
     pub fn new(question: Question) -> Self {
         Self { question }
@@ -121,14 +109,14 @@ impl Session {
     }
 
     /// Reads one statement, to be executed later.
-    async fn prepare(&self, sql: &str, time: Duration) -> PgWireResult<Statement> {
+    async fn prepare(&self, sql: &str, user: String, time: Duration) -> PgWireResult<Statement> {
         match Self::judged(sql)? {
             Some(Other::Settle(ast)) => return Ok(Statement::Settle(Arc::new(*ast))),
             Some(Other::Copy(copy)) => return Ok(Statement::Copy(Arc::new(copy))),
             None => {}
         }
         let (session, text) = (self.clone(), sql.to_owned());
-        let plan = within(time, async move { session.plan(&session.door(&text).await?, &text).await }).await?;
+        let plan = within(time, async move { session.plan(&session.door(&text).await?, &text, &user).await }).await?;
         let names = plan.get_parameter_types().map_err(|error| explained(&error))?;
         let casts = cast_parameters(&plan);
         let mut parameters: Vec<(usize, Option<DataType>)> = names
@@ -139,7 +127,7 @@ impl Session {
         let parameters = parameters.into_iter().map(|(_, kind)| {
             // A null of an unknown type would be dropped, and those after it would move up.
             let wire = kind.as_ref().and_then(|kind| into_pg_type(kind).ok()).filter(|wire| *wire != Type::UNKNOWN).unwrap_or(Type::TEXT);
-            (kind, wire)
+            (kind, if clients::introspects(sql) { Type::OID_ARRAY } else { wire })
         });
         Ok(Statement::Question(Arc::new(Planned { sql: sql.to_owned(), schema: sent_schema(plan.schema().as_arrow()), parameters: parameters.collect() })))
     }
@@ -147,20 +135,18 @@ impl Session {
     /// A door on the rows as they are now, with the catalog where it is asked for.
     async fn door(&self, sql: &str) -> PgWireResult<Door> {
         let door = self.question.doors.open().await.map_err(|error| failure("ERROR", "58000", &error.to_string()))?;
-        if asks_catalog(sql) && door.ctx.catalog("datafusion").is_some_and(|catalog| catalog.schema("pg_catalog").is_none()) {
+        if clients::asks_catalog(sql) && door.ctx.catalog(CATALOG).is_some_and(|catalog| catalog.schema("pg_catalog").is_none()) {
             self.question.catalog.add_to(&door.ctx).map_err(|error| explained(&error))?;
         }
         Ok(door)
     }
 
     /// Plans a question that [`Session::judged`] has let through.
-    async fn plan(&self, door: &Door, sql: &str) -> PgWireResult<LogicalPlan> {
-        let planned = match asks_catalog(sql) {
+    async fn plan(&self, door: &Door, sql: &str, user: &str) -> PgWireResult<LogicalPlan> {
+        let planned = match clients::asks_catalog(sql) {
             true => {
-                let sql = functions_listed(sql).or_else(|| tables_listed(sql)).or_else(|| keys_listed(sql)).unwrap_or_else(|| understood(sql));
-                let mut statements = CATALOG_PARSER.parse(&sql).map_err(|error| failure("ERROR", "42601", &error.to_string()))?;
-                let Some(ast) = statements.pop() else { return Err(failure("ERROR", "42601", "nothing is not a question")) };
-                let statement = DfStatement::Statement(Box::new(ast));
+                let mut statement = DfStatement::Statement(Box::new(clients::parsed(sql, user)?));
+                dialect::translate(&mut statement);
                 guard::relations(&statement).map_err(|error| explained(&error))?;
                 door.ctx.state().statement_to_plan(statement).await.and_then(reads_only)
             }
@@ -182,17 +168,17 @@ impl Session {
         let values = match bound.filter(|(question, _)| !question.parameters.is_empty()) {
             Some((question, portal)) => {
                 let arrow: Vec<_> = question.parameters.iter().map(|(kind, _)| kind.as_ref()).collect();
-                let wire: Vec<_> = question.parameters.iter().map(|(_, wire)| Some(wire)).collect();
+                let wire: Vec<_> = question.parameters.iter().map(|(_, wire)| Some(if *wire == Type::OID_ARRAY { &Type::INT4_ARRAY } else { wire })).collect();
                 deserialize_parameters_with_server_types(portal, &arrow, &wire).map(Some)
             }
             None => Ok(None),
         };
         let answered = match values {
             Ok(values) => {
-                let (session, sql, format) = (self.clone(), sql.to_owned(), format.clone());
+                let (session, sql, user, format) = (self.clone(), sql.to_owned(), user_of(client), format.clone());
                 let work = async move {
                     let door = session.door(&sql).await?;
-                    let mut plan = session.plan(&door, &sql).await?;
+                    let mut plan = session.plan(&door, &sql, &user).await?;
                     if let Some(values) = values {
                         plan = plan.replace_params_with_values(&values).map_err(|error| explained(&error))?;
                     }
@@ -244,74 +230,6 @@ async fn within<T: Send + 'static>(time: Duration, work: impl Future<Output = Pg
     }
 }
 
-/// Of what clients ask, parts that the planner or the catalog's tables do not know, and what they come to here.
-const UNKNOWN: [(&str, &str); 4] = [
-    // ADBC: which types can be sent. The tables hold names of functions, not numbers.
-    ("(typreceive != 0 OR typsend != 0)", "(typreceive <> '-' OR typsend <> '-')"),
-    // psql's `\d+ TABLE`, `\dn+` and `\du`: options, rights and groups, of which there are none.
-    ("pg_catalog.array_to_string(c.reloptions || array(select 'toast.' || x from pg_catalog.unnest(tc.reloptions) x), ', ')", "''"),
-    ("pg_catalog.array_to_string(n.nspacl, E'\\n')", "''"),
-    (
-        "ARRAY(SELECT b.rolname\n        FROM pg_catalog.pg_auth_members m\n        JOIN pg_catalog.pg_roles b ON (m.roleid = b.oid)\n        WHERE m.member = r.oid)",
-        "'{}'",
-    ),
-];
-
-fn understood(sql: &str) -> String {
-    UNKNOWN.iter().fold(sql.to_owned(), |sql, (unknown, known)| sql.replace(unknown, known))
-}
-
-/// psql's `\d+`, `\dt+` and `\dv+` ask for sizes, of which there are none, and for what each table is.
-fn tables_listed(sql: &str) -> Option<String> {
-    if !sql.contains("pg_catalog.pg_table_size(c.oid)") {
-        return None;
-    }
-    let kinds = sql.split_once("c.relkind IN (").and_then(|(_, rest)| rest.split_once(')')).map_or("", |(kinds, _)| kinds);
-    let (tables, views) = (kinds.contains("'r'"), kinds.contains("'v'"));
-    Some(format!(
-        "SELECT 'public' AS \"Schema\", table_name AS \"Name\", CASE kind WHEN 'view' THEN 'view' ELSE 'table' END AS \"Type\", meaning AS \"Description\" FROM help_tables WHERE (kind = 'view' AND {views}) OR (kind <> 'view' AND {tables}) ORDER BY 2"
-    ))
-}
-
-/// JDBC asks for primary keys and indexes with a function that the planner does not know. There are none.
-fn keys_listed(sql: &str) -> Option<String> {
-    if !sql.contains("information_schema._pg_expandarray") {
-        return None;
-    }
-    let columns: &[&str] = match sql.contains("INDEX_QUALIFIER") {
-        true => &[
-            "TABLE_CAT",
-            "TABLE_SCHEM",
-            "TABLE_NAME",
-            "NON_UNIQUE",
-            "INDEX_QUALIFIER",
-            "INDEX_NAME",
-            "TYPE",
-            "ORDINAL_POSITION",
-            "COLUMN_NAME",
-            "ASC_OR_DESC",
-            "CARDINALITY",
-            "PAGES",
-            "FILTER_CONDITION",
-        ],
-        false => &["TABLE_CAT", "TABLE_SCHEM", "TABLE_NAME", "COLUMN_NAME", "KEY_SEQ", "PK_NAME"],
-    };
-    let columns = columns.iter().map(|name| format!("CAST(NULL AS VARCHAR) AS \"{name}\"")).collect::<Vec<_>>();
-    Some(format!("SELECT {} WHERE false", columns.join(", ")))
-}
-
-/// psql's `\df` leaves out what the catalog does not hold: keyfuse's functions are in a table of their own.
-fn functions_listed(sql: &str) -> Option<String> {
-    if !sql.contains("pg_catalog.pg_get_function_result") {
-        return None;
-    }
-    let pattern = sql.split_once("p.proname OPERATOR(pg_catalog.~) '").and_then(|(_, rest)| rest.split_once('\'')).map(|(pattern, _)| pattern);
-    let filter = pattern.map_or_else(String::new, |pattern| format!(" WHERE function_name ~ '{pattern}'"));
-    Some(format!(
-        "SELECT 'public' AS \"Schema\", function_name AS \"Name\", meaning AS \"Result data type\", arguments AS \"Argument data types\", 'func' AS \"Type\" FROM help_functions{filter} ORDER BY 2"
-    ))
-}
-
 /// A line for each question, of its kind, user, time and rows: also for one that is cancelled or whose client has gone.
 struct Audit {
     user: String,
@@ -325,11 +243,18 @@ struct Audit {
 
 impl Audit {
     fn begin<C: ClientInfo>(client: &C, sql: &str, fingerprinter: &Fingerprinter) -> Self {
-        let user = client.session_extensions().get::<LoggedIn>().map(|logged_in| logged_in.user.clone()).unwrap_or_default();
         let application = value(client, "application_name").unwrap_or_default();
         // What is asked for may be a secret.
         let sql = crate::credential::replace_secrets(sql, fingerprinter).into_owned();
-        Self { user, from: client.socket_addr().to_string(), application, sql, started: Instant::now(), fingerprinter: fingerprinter.clone(), done: false }
+        Self {
+            user: user_of(client),
+            from: client.socket_addr().to_string(),
+            application,
+            sql,
+            started: Instant::now(),
+            fingerprinter: fingerprinter.clone(),
+            done: false,
+        }
     }
 
     fn end(&mut self, answered: &PgWireResult<Encoded>) {
@@ -432,7 +357,7 @@ where
 /// A planner's or a plan's error under PostgreSQL's code for it.
 fn explained(error: &DataFusionError) -> PgWireError {
     let root = error.find_root();
-    let text = error.strip_backtrace().replace("datafusion.public.", "");
+    let text = said(error);
     let code = match root {
         DataFusionError::SQL(..) => "42601",
         DataFusionError::SchemaError(error, _) => match **error {
@@ -450,6 +375,10 @@ fn explained(error: &DataFusionError) -> PgWireError {
         _ => "XX000",
     };
     failure("ERROR", code, &text)
+}
+
+fn user_of<C: ClientInfo>(client: &C) -> String {
+    client.session_extensions().get::<LoggedIn>().map(|logged_in| logged_in.user.clone()).unwrap_or_default()
 }
 
 fn logged_in<C: ClientInfo>(client: &C) -> PgWireResult<()> {
@@ -517,7 +446,7 @@ impl QueryParser for Session {
         logged_in(client)?;
         Ok(match statements(sql)?.as_slice() {
             [] => None,
-            [sql] => Some(self.audited(client, sql, self.prepare(sql, self.limits(client).time).await)?),
+            [sql] => Some(self.audited(client, sql, self.prepare(sql, user_of(client), self.limits(client).time).await)?),
             _ => return Err(failure("ERROR", "42601", "one statement at a time")),
         })
     }
