@@ -39,6 +39,9 @@ const GRAIN: Micros = SECOND;
 const REST: u32 = 16;
 /// Of the rows that a tick looks at, one key must have this share at least to count as one of very many rows.
 const MANY: usize = 50;
+/// Rows of an anchor that are looked at together, of one family: what a presence scan holds from between the first and the last of them
+/// is compared with each.
+const ANCHORS: usize = 512;
 /// However long it takes, a detection looks at this part of a tick's rows at least.
 const FEWEST: usize = 256;
 /// How often a detection that was switched off is asked over the archive instead.
@@ -232,6 +235,13 @@ struct Part {
     numbers: Vec<Range<u64>>,
     /// By time, for the anchor's scan.
     anchors: Range<Micros>,
+}
+
+/// What one tick looks at of keys whose results have to become final.
+struct Parts {
+    runs: Vec<(HashSet<Key>, Part)>,
+    /// Families with new rows that have to wait.
+    left: Vec<(HashSet<Key>, Waiting)>,
 }
 
 /// What one tick takes of the new rows of a join.
@@ -838,7 +848,7 @@ impl Engine {
         let everything = vec![0..u64::MAX; live.feeds.len()];
         // Where a link has joined a family, any row of it may have a result that it had not.
         let joined: HashSet<Key> = families.iter().filter(|family| family.iter().any(|key| whole.contains(key))).flatten().copied().collect();
-        // Of a join, some of a family's new rows may be left for the next tick.
+        // Some of a family's new rows may be left for the next tick.
         let mut partly: Vec<(HashSet<Key>, Waiting)> = Vec::new();
         if class == Class::C1 && live.feeds.len() > 1 {
             let (entire, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| joined.contains(*key));
@@ -855,20 +865,20 @@ impl Engine {
             let (fresh, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| loaded.contains(*key));
             for (keys, just_loaded) in [(fresh, true), (others, false)] {
                 let (entire, keys) = keys.into_iter().partition(|key| just_loaded || joined.contains(key));
-                let mut parts = self.parts(number, keys, &families, &everything);
-                parts.push((entire, Part { numbers: everything.clone(), anchors: ALL_TIMES }));
-                for (keys, part) in parts.into_iter().filter(|(keys, _)| !keys.is_empty()) {
+                let Parts { mut runs, left } = self.parts(number, keys, &families, &everything);
+                runs.push((entire, Part { numbers: everything.clone(), anchors: ALL_TIMES }));
+                for (keys, part) in runs.into_iter().filter(|(keys, _)| !keys.is_empty()) {
                     self.run_apart_if_it_fails(number, &keys, &part)?;
                     self.settle(number, &keys, just_loaded);
                 }
+                partly.extend(left);
             }
         } else {
             self.run_apart_if_it_fails(number, &keys, &Part { numbers: everything, anchors: ALL_TIMES })?;
         }
         let took = begun.elapsed();
         let largest = if self.tick_time < Duration::MAX { self.largest(number, &families, &keys) } else { None };
-        let seen_to =
-            self.live[number].feeds.iter().map(|feed| if let Feed::Store { store, .. } = feed { self.stores[*store].store.next() } else { 0 }).collect();
+        let seen_to = self.seen_by_now(number);
         let live = &mut self.live[number];
         let before = Arc::new(Waiting { seen_to: std::mem::replace(&mut live.seen_to, seen_to), looked: live.looked });
         live.looked = Looked { progress: self.progress, newest: self.newest };
@@ -900,36 +910,80 @@ impl Engine {
     }
 
     /// Class C3: what is looked at of these keys. Where rows of an anchor have results of their own, those rows only that are new
-    /// (where results are told early), and those whose results have become final.
-    fn parts(&self, number: usize, keys: HashSet<Key>, families: &[HashSet<Key>], everything: &[Range<u64>]) -> Vec<(HashSet<Key>, Part)> {
+    /// (where results are told early), and those whose results have become final. Of very many new ones, as many as there is room for.
+    fn parts(&self, number: usize, keys: HashSet<Key>, families: &[HashSet<Key>], everything: &[Range<u64>]) -> Parts {
         let live = &self.live[number];
         let whole = || Part { numbers: everything.to_vec(), anchors: ALL_TIMES };
         let anchor = live.anchor.and_then(|(scan, _)| match live.feeds[scan] {
             Feed::Store { store, .. } => Some((scan, &self.stores[store].store)),
             _ => None,
         });
-        let Some((scan, store)) = anchor else { return vec![(keys, whole())] };
-        // What is new, and what has become final since, differs by when a key was last looked at.
-        let (mut finals, mut fresh): (BTreeMap<Micros, HashSet<Key>>, BTreeMap<u64, HashSet<Key>>) = Default::default();
+        let Some((scan, store)) = anchor else { return Parts { runs: vec![(keys, whole())], left: Vec::new() } };
+        let rows = self.tick_rows.min(live.bound);
+        let together = rows.clamp(1, ANCHORS);
+        // What is new, and what has become final since, differs by when a key was last looked at. Runs over the same of the anchor's
+        // rows are one.
+        let mut runs: BTreeMap<(u64, u64, Micros, Micros), HashSet<Key>> = BTreeMap::new();
+        let mut left = Vec::new();
         for family in families {
-            let members = || family.iter().copied().filter(|key| keys.contains(key));
-            let times = live.anchor_times(self.progress, live.looked_at(family).progress);
-            if store.has_between(family, &times) {
-                finals.entry(times.start).or_default().extend(members());
+            let members: Vec<Key> = family.iter().copied().filter(|key| keys.contains(key)).collect();
+            if members.is_empty() {
+                continue;
+            }
+            let mut add = |numbers: Range<u64>, times: Range<Micros>| {
+                runs.entry((numbers.start, numbers.end, times.start, times.end)).or_default().extend(&members);
+            };
+            let looked = live.looked_at(family);
+            let finals = store.slices(family, live.anchor_times(self.progress, looked.progress), together);
+            finals.into_iter().for_each(|times| add(0..u64::MAX, times));
+            if !live.detection.early {
+                continue;
             }
             let from = live.seen(family, scan);
-            if live.detection.early && store.ids_from(family, from).next().is_some() {
-                fresh.entry(from).or_default().extend(members());
+            let mut fresh: Vec<u64> = store.ids_from(family, from).collect();
+            if fresh.len() <= together {
+                if !fresh.is_empty() {
+                    add(from..u64::MAX, ALL_TIMES);
+                }
+                continue;
+            }
+            fresh.sort_unstable();
+            let mut room = rows.saturating_mul(PAIRS_PER_ROW);
+            for slice in fresh.chunks(together) {
+                if room == 0 {
+                    let mut seen_to = self.seen_by_now(number);
+                    seen_to[scan] = slice[0];
+                    // What is final of them was looked at all the same.
+                    left.push((family.clone(), Waiting { seen_to, looked: Looked { progress: self.progress, ..looked } }));
+                    break;
+                }
+                add(slice[0]..slice[slice.len() - 1] + 1, ALL_TIMES);
+                room = room.saturating_sub(self.partners_of(number, scan, family, slice.len()).saturating_mul(slice.len()));
             }
         }
-        let end = live.anchor_times(self.progress, Micros::MIN).end;
-        let finals = finals.into_iter().map(|(start, keys)| (keys, Part { anchors: start..end, ..whole() }));
-        let fresh = fresh.into_iter().map(|(from, keys)| {
-            let mut part = whole();
-            part.numbers[scan] = from..u64::MAX;
-            (keys, part)
+        let part = |(from, to, start, end): (u64, u64, Micros, Micros)| {
+            let mut part = Part { anchors: start..end, ..whole() };
+            part.numbers[scan] = from..to;
+            part
+        };
+        Parts { runs: runs.into_iter().map(|(of, keys)| (keys, part(of))).collect(), left }
+    }
+
+    /// Rows that each row of an anchor is compared with, about, where so many of its rows are looked at together.
+    fn partners_of(&self, number: usize, anchor: usize, family: &HashSet<Key>, together: usize) -> usize {
+        let live = &self.live[number];
+        let scans = live.feeds.iter().zip(&live.analysis.scans).enumerate().filter(|(scan, _)| *scan != anchor);
+        let partners = scans.map(|(_, (feed, scan))| match feed {
+            Feed::Store { store, .. } if scan.latest.is_some() => self.stores[*store].store.count(family).min(together),
+            Feed::Store { store, .. } => self.stores[*store].store.count(family),
+            _ => 0,
         });
-        finals.chain(fresh).collect()
+        partners.sum::<usize>().max(1)
+    }
+
+    /// Per scan, the number from which on rows are yet to come.
+    fn seen_by_now(&self, number: usize) -> Vec<u64> {
+        self.live[number].feeds.iter().map(|feed| if let Feed::Store { store, .. } = feed { self.stores[*store].store.next() } else { 0 }).collect()
     }
 
     /// The new rows of a join that one tick takes, and the families of which some have to wait. Each new row meets the rows of the
@@ -1157,13 +1211,18 @@ impl Engine {
     fn run(&mut self, number: usize, keys: &HashSet<Key>, rows: &Part, last: bool) -> Result<bool> {
         let Self { live, stores, lineage, runtime, ready, problems, .. } = self;
         let live = &mut live[number];
+        let earliest = live.earliest_alerts(stores, keys, rows);
         for (scan, feed) in live.feeds.iter().enumerate() {
             let rows = match feed {
                 Feed::Lineage => Some(lineage.rows(Some(keys))?.project(&live.analysis.scans[scan].projection)?),
                 Feed::Dimension(rows) => Some(rows.clone()),
                 Feed::Store { store, .. } => {
-                    let times = if live.anchor.is_some_and(|(anchor, _)| anchor == scan) { &rows.anchors } else { &ALL_TIMES };
-                    stores[*store].store.gather(keys, rows.numbers[scan].clone(), times)?
+                    let store = &stores[*store].store;
+                    match (&earliest, live.analysis.scans[scan].latest) {
+                        _ if live.anchor.is_some_and(|(anchor, _)| anchor == scan) => store.gather(keys, rows.numbers[scan].clone(), &rows.anchors)?,
+                        (Some(earliest), Some(latest)) => store.gather_latest(keys, &|key| earliest(key).saturating_add(latest))?,
+                        _ => store.gather(keys, rows.numbers[scan].clone(), &ALL_TIMES)?,
+                    }
                 }
                 Feed::Batch(_) => None,
             };
@@ -1402,6 +1461,19 @@ impl Live {
         let after = final_after - self.analysis.wait;
         let floor = self.floor.max(looked_at.saturating_sub(self.settles_after));
         floor.saturating_sub(after)..progress.saturating_sub(final_after)
+    }
+
+    /// Class C3, by anchor: per key, the earliest `alert_time` that a run over a part of its rows can give. What a presence scan holds
+    /// from long enough before it need not be looked at row by row.
+    fn earliest_alerts(&self, stores: &[StoreEntry], keys: &HashSet<Key>, part: &Part) -> Option<impl Fn(Key) -> Micros + use<>> {
+        let (scan, final_after) = self.anchor.filter(|_| self.analysis.scans.iter().any(|scan| scan.latest.is_some()))?;
+        let Feed::Store { store, .. } = self.feeds[scan] else { return None };
+        let mut earliest = stores[store].store.earliest(keys, &part.numbers[scan], &part.anchors);
+        let after = final_after - self.analysis.wait;
+        earliest.values_mut().for_each(|time| *time = time.saturating_add(after));
+        // A row of one key is a partner of all its family.
+        let of_all = self.uses_lineage().then(|| earliest.values().min().copied().unwrap_or(Micros::MIN));
+        Some(move |key| of_all.or_else(|| earliest.get(&key).copied()).unwrap_or(Micros::MIN))
     }
 
     /// Class C3: whether what takes results back is fetched by key, and not kept for a time only.

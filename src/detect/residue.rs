@@ -5,7 +5,8 @@ use std::hash::BuildHasher;
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, StringViewArray};
+use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Scalar, StringViewArray};
+use arrow::compute::kernels::cmp::not_distinct;
 use arrow::compute::{concat_batches, filter_record_batch, interleave_record_batch};
 use arrow::datatypes::{DataType, Int32Type, Int64Type, SchemaRef, TimeUnit, TimestampMicrosecondType};
 use arrow::error::ArrowError;
@@ -201,9 +202,19 @@ impl Store {
         keys.iter().filter_map(|key| self.by_key.get(key)).flat_map(move |ids| ids[ids.partition_point(|id| *id < from)..].iter().copied())
     }
 
-    /// Whether one of these keys has a row of such a time.
-    pub fn has_between(&self, keys: &HashSet<Key>, times: &Range<Micros>) -> bool {
-        self.ids_from(keys, 0).filter_map(|id| self.place(id)).any(|place| self.is_between(place, times))
+    /// A range of times, in slices with so many of these keys' rows each, or a few more where they have the same time; none where there
+    /// are none.
+    pub fn slices(&self, keys: &HashSet<Key>, times: Range<Micros>, rows: usize) -> Vec<Range<Micros>> {
+        let of_row = |place: (usize, usize)| self.time_of(place).filter(|time| times.contains(time));
+        let mut own: Vec<Micros> = self.ids_from(keys, 0).filter_map(|id| of_row(self.place(id)?)).collect();
+        if own.is_empty() {
+            return Vec::new();
+        }
+        own.sort_unstable();
+        let mut cuts: Vec<Micros> = own.chunks(rows).skip(1).map(|slice| slice[0]).collect();
+        cuts.dedup();
+        let ends = cuts.iter().copied().chain([times.end]);
+        std::iter::once(times.start).chain(cuts.iter().copied()).zip(ends).map(|(start, end)| start..end).collect()
     }
 
     fn place(&self, id: u64) -> Option<(usize, usize)> {
@@ -212,9 +223,13 @@ impl Store {
         Some((chunk, (id - found.first) as usize))
     }
 
-    fn is_between(&self, (chunk, row): (usize, usize), times: &Range<Micros>) -> bool {
-        let Some(column) = self.projection.iter().position(|index| *index == system::EVENT_TIME) else { return true };
-        times.contains(&self.chunks[chunk].rows.column(column).as_primitive::<TimestampMicrosecondType>().value(row))
+    fn time_of(&self, (chunk, row): (usize, usize)) -> Option<Micros> {
+        let column = self.place_of(system::EVENT_TIME)?;
+        Some(self.chunks[chunk].rows.column(column).as_primitive::<TimestampMicrosecondType>().value(row))
+    }
+
+    fn is_between(&self, place: (usize, usize), times: &Range<Micros>) -> bool {
+        self.time_of(place).is_none_or(|time| times.contains(&time))
     }
 
     /// The rows of these keys whose number and time are in the ranges, as one batch.
@@ -235,6 +250,44 @@ impl Store {
         }
         let batches: Vec<&RecordBatch> = self.chunks.iter().map(|chunk| &chunk.rows).collect();
         interleave_record_batch(&batches, &places).map(Some)
+    }
+
+    /// All rows of these keys; but of those up to a moment of their key that are equal but for their time, only the latest.
+    ///
+    /// # Errors
+    /// Arrow's, never in practice.
+    pub fn gather_latest(&self, keys: &HashSet<Key>, until: &dyn Fn(Key) -> Micros) -> Result<Option<RecordBatch>, ArrowError> {
+        let (Some(time), Some(_)) = (self.place_of(system::EVENT_TIME), self.place_of(self.key_column)) else {
+            return self.gather(keys, 0..u64::MAX, &ALL_TIMES);
+        };
+        let times: Vec<&[Micros]> =
+            self.chunks.iter().map(|chunk| chunk.rows.column(time).as_primitive::<TimestampMicrosecondType>().values().as_ref()).collect();
+        let (mut old, mut places) = (Vec::new(), Vec::new());
+        for key in keys {
+            let until = until(*key);
+            let rows = self.by_key.get(key).into_iter().flatten().filter_map(|id| self.place(*id));
+            rows.for_each(|(chunk, row)| if times[chunk][row] <= until { old.push((chunk, row)) } else { places.push((chunk, row)) });
+        }
+        let batches: Vec<&RecordBatch> = self.chunks.iter().map(|chunk| &chunk.rows).collect();
+        if !old.is_empty() {
+            let latest = latest_of(&interleave_record_batch(&batches, &old)?, time)?;
+            places.extend(old.into_iter().zip(latest).filter(|(_, latest)| *latest).map(|(place, _)| place));
+        }
+        if places.is_empty() { Ok(None) } else { interleave_record_batch(&batches, &places).map(Some) }
+    }
+
+    /// Per key, the time of the earliest of its rows whose number and time are in the ranges.
+    pub fn earliest(&self, keys: &HashSet<Key>, numbers: &Range<u64>, times: &Range<Micros>) -> HashMap<Key, Micros> {
+        let of_key = |key: &Key| {
+            let ids = self.by_key.get(key)?;
+            let chosen = ids[ids.partition_point(|id| *id < numbers.start)..ids.partition_point(|id| *id < numbers.end)].iter();
+            chosen.filter_map(|id| self.time_of(self.place(*id)?)).filter(|time| times.contains(time)).min()
+        };
+        keys.iter().filter_map(|key| Some((*key, of_key(key)?))).collect()
+    }
+
+    fn place_of(&self, column: usize) -> Option<usize> {
+        self.projection.iter().position(|index| *index == column)
     }
 
     /// Drops chunks that lie wholly before the horizon; true if any went.
@@ -273,24 +326,11 @@ impl Store {
         if old < 2 * self.condensed + 4096 {
             return Ok(());
         }
-        let place = |column: usize| self.projection.iter().position(|index| *index == column);
-        let (Some(time), Some(key)) = (place(system::EVENT_TIME), place(self.key_column)) else { return Ok(()) };
+        let (Some(time), Some(key)) = (self.place_of(system::EVENT_TIME), self.place_of(self.key_column)) else { return Ok(()) };
         let (old, young): (Vec<Chunk>, Vec<Chunk>) = self.chunks.drain(..).partition(|chunk| chunk.latest <= horizon);
         let rows = concat_batches(&self.schema, old.iter().map(|chunk| &chunk.rows))?;
-        let others: Vec<usize> = (0..rows.num_columns()).filter(|column| *column != time).collect();
-        let fields = others.iter().map(|column| arrow::row::SortField::new(rows.column(*column).data_type().clone())).collect();
-        let columns: Vec<ArrayRef> = others.iter().map(|column| Arc::clone(rows.column(*column))).collect();
-        let terms = arrow::row::RowConverter::new(fields)?.convert_columns(&columns)?;
         let times = rows.column(time).as_primitive::<TimestampMicrosecondType>();
-        let mut latest: HashMap<&[u8], usize> = HashMap::new();
-        for row in 0..rows.num_rows() {
-            let slot = latest.entry(terms.row(row).data()).or_insert(row);
-            if times.value(row) > times.value(*slot) {
-                *slot = row;
-            }
-        }
-        let mut keep = vec![false; rows.num_rows()];
-        latest.into_values().for_each(|row| keep[row] = times.value(row) >= oldest);
+        let keep: Vec<bool> = latest_of(&rows, time)?.into_iter().zip(times.values()).map(|(latest, time)| latest && *time >= oldest).collect();
         let rows = compacted(filter_record_batch(&rows, &BooleanArray::from(keep))?)?;
         self.by_key.clear();
         (self.next, self.bytes) = (0, 0);
@@ -326,6 +366,30 @@ impl Store {
         self.chunks = merged;
         Ok(())
     }
+}
+
+/// Which rows are the latest of those that are equal in all columns but their time.
+fn latest_of(rows: &RecordBatch, time: usize) -> Result<Vec<bool>, ArrowError> {
+    let times = rows.column(time).as_primitive::<TimestampMicrosecondType>();
+    let mut is_latest = vec![false; rows.num_rows()];
+    let others = || rows.columns().iter().enumerate().filter(|(column, _)| *column != time).map(|(_, values)| values);
+    // Rows of one key, mostly.
+    let same = |values: &ArrayRef| not_distinct(values, &Scalar::new(values.slice(0, 1))).is_ok_and(|same| same.true_count() == same.len());
+    if rows.num_rows() > 0 && others().all(same) {
+        (0..rows.num_rows()).max_by_key(|row| times.value(*row)).into_iter().for_each(|row| is_latest[row] = true);
+        return Ok(is_latest);
+    }
+    let fields = others().map(|values| arrow::row::SortField::new(values.data_type().clone())).collect();
+    let terms = arrow::row::RowConverter::new(fields)?.convert_columns(&others().cloned().collect::<Vec<_>>())?;
+    let mut latest: HashMap<&[u8], usize> = HashMap::new();
+    for row in 0..rows.num_rows() {
+        let slot = latest.entry(terms.row(row).data()).or_insert(row);
+        if times.value(row) > times.value(*slot) {
+            *slot = row;
+        }
+    }
+    latest.into_values().for_each(|row| is_latest[row] = true);
+    Ok(is_latest)
 }
 
 /// Frees the rows from the buffers of the batch that they came in: a kept row must not keep its neighbours' text alive.

@@ -36,20 +36,26 @@ impl Default for Progress {
 
 /// How far all partitions have come in append time; none while one of them has messages waiting and was not heard yet.
 /// A partition that has been silent for a while, with nothing waiting in it, holds nobody back: where the broker sets the
-/// times it has come as far as the clock, else it says nothing.
+/// times it has come as far as the clock, else it says nothing. But nobody goes beyond the moment when nothing was waiting: what was
+/// appended since has yet to be read.
 pub fn watermark(partitions: &HashMap<(String, i32), Progress>, lag: &Lag, now: Micros) -> Option<Micros> {
     let mut least: Option<Micros> = None;
+    let drained_at = lag.asked_at - BROKER_SKEW;
+    let mut silent = false;
     for (partition, progress) in partitions {
         let drained = lag.waiting.get(partition) == Some(&0);
         let time = match progress.append_time {
-            Some(time) if drained && progress.by_broker => time.max(lag.asked_at - BROKER_SKEW),
-            _ if drained && now - progress.heard_at > IDLE_AFTER => continue,
+            Some(time) if drained && progress.by_broker => time.max(drained_at),
+            _ if drained && now - progress.heard_at > IDLE_AFTER => {
+                silent = true;
+                continue;
+            }
             None => return None,
             Some(time) => time,
         };
         least = Some(least.map_or(time, |known| known.min(time)));
     }
-    least
+    least.map(|time| if silent { time.min(drained_at) } else { time })
 }
 
 #[cfg(test)]
@@ -75,5 +81,6 @@ mod tests {
         assert_eq!(of(&[heard(Some(old), false), heard(Some(now - MINUTE), true)], &[0, 5]), Some(now - MINUTE), "and it holds nobody back");
         assert_eq!(of(&[heard(None, false), heard(Some(now), true)], &[7, 0]), None, "one is not heard yet and has messages waiting");
         assert_eq!(of(&[heard(None, false), heard(Some(now - MINUTE), true)], &[0, 5]), Some(now - MINUTE), "an empty one holds nobody back");
+        assert_eq!(of(&[heard(None, false), heard(Some(now), true)], &[0, 5]), Some(now - 6 * SECOND), "but it was empty a moment ago, not now");
     }
 }
