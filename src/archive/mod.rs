@@ -57,6 +57,11 @@ impl DataFile {
     pub fn hour_start(&self) -> Option<Micros> {
         parse_time(&self.date).map(|day| day + Micros::from(self.hour) * HOUR)
     }
+
+    /// Its statistics, read; null where there are none.
+    pub fn read_stats(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stats).unwrap_or_default()
+    }
 }
 
 /// The commit log of one table: what a table format must give. Small, so that another can take Delta's place.

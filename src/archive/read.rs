@@ -1,12 +1,15 @@
 //! Reading the archive: a DataFusion table over the files of one snapshot, and the engine's questions to the past.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use arrow::array::{ArrayRef, BooleanArray, TimestampMicrosecondArray};
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
-use datafusion::common::{DFSchema, Result as DfResult, ScalarValue};
+use datafusion::common::pruning::PruningStatistics;
+use datafusion::common::{Column as DfColumn, DFSchema, Result as DfResult, ScalarValue};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::object_store::ObjectStoreUrl;
 use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
@@ -17,6 +20,10 @@ use datafusion::execution::context::SessionContext;
 use datafusion::logical_expr::expr_rewriter::unnormalize_col;
 use datafusion::logical_expr::utils::conjunction;
 use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType, col, lit};
+use datafusion::physical_expr::PhysicalExpr;
+use datafusion::physical_expr::expressions::Column as PhysicalColumn;
+use datafusion::physical_expr::utils::collect_columns;
+use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
 
@@ -57,12 +64,19 @@ impl ArchiveTable {
 
     /// Append time of the first and the last row, from the statistics of the files; none without rows.
     pub fn span(&self) -> Option<(Micros, Micros)> {
-        let bound = |file: &DataFile, which: &str| {
-            let stats: serde_json::Value = serde_json::from_str(&file.stats).unwrap_or_default();
-            stats[which]["append_time"].as_str().and_then(parse_time)
-        };
-        let first = self.files.iter().filter_map(|file| bound(file, "minValues")).min()?;
-        Some((first, self.files.iter().filter_map(|file| bound(file, "maxValues")).max()?))
+        let times = TimesOf::new(self.table, &self.files);
+        Some((times.bounds("minValues", "append_time").flatten().min()?, times.bounds("maxValues", "append_time").flatten().max()?))
+    }
+
+    /// The files that may hold rows that a predicate lets through, as far as the statistics of their times tell.
+    fn that_may_hold(&self, predicate: &Arc<dyn PhysicalExpr>) -> DfResult<Vec<&DataFile>> {
+        let is_time = |column: &PhysicalColumn| self.table.column(column.name()).is_some_and(|column| column.kind == Kind::Time);
+        if !collect_columns(predicate).iter().any(is_time) {
+            return Ok(self.files.iter().collect());
+        }
+        let pruning = PruningPredicateBuilder::new().with_file_schema(self.schema()).try_build(Arc::clone(predicate))?;
+        let kept = pruning.prune(&TimesOf::new(self.table, &self.files))?;
+        Ok(self.files.iter().zip(kept).filter(|(_, kept)| *kept).map(|(file, _)| file).collect())
     }
 
     /// The name under which a context must know the archive's storage.
@@ -110,15 +124,16 @@ impl TableProvider for ArchiveTable {
             .with_reorder_filters(by_key)
             .with_enable_page_index(true)
             .with_bloom_filter_on_read(true);
+        let mut files: Vec<&DataFile> = self.files.iter().collect();
         if let Some(predicate) = conjunction(filters.to_vec()) {
             let predicate = state.create_physical_expr(predicate, &DFSchema::try_from(Arc::clone(&schema))?)?;
+            files = self.that_may_hold(&predicate)?;
             source = source.with_predicate(predicate);
         }
         let root = self.location.table(self.table.name);
-        let files = self.files.iter().map(|file| PartitionedFile::new(format!("{root}/{}", file.path), file.bytes));
-        let partitions = state.config().target_partitions().max(1);
-        let mut groups: Vec<Vec<PartitionedFile>> = vec![Vec::new(); partitions.min(self.files.len().max(1))];
+        let mut groups: Vec<Vec<PartitionedFile>> = vec![Vec::new(); state.config().target_partitions().clamp(1, files.len().max(1))];
         let count = groups.len();
+        let files = files.into_iter().map(|file| PartitionedFile::new(format!("{root}/{}", file.path), file.bytes));
         for (number, file) in files.enumerate() {
             groups[number % count].push(file);
         }
@@ -128,6 +143,53 @@ impl TableProvider for ArchiveTable {
             .with_limit(limit)
             .build();
         Ok(DataSourceExec::from_data_source(config))
+    }
+}
+
+/// What the statistics of files say of their times.
+struct TimesOf {
+    table: &'static Table,
+    stats: Vec<serde_json::Value>,
+}
+
+impl TimesOf {
+    fn new(table: &'static Table, files: &[DataFile]) -> Self {
+        Self { table, stats: files.iter().map(DataFile::read_stats).collect() }
+    }
+
+    fn bounds(&self, which: &str, column: &str) -> impl Iterator<Item = Option<Micros>> {
+        self.stats.iter().map(move |stats| stats[which][column].as_str().and_then(parse_time))
+    }
+
+    fn bound(&self, which: &str, column: &DfColumn) -> Option<ArrayRef> {
+        self.table.column(column.name()).filter(|column| column.kind == Kind::Time)?;
+        Some(Arc::new(self.bounds(which, column.name()).collect::<TimestampMicrosecondArray>().with_timezone("UTC")))
+    }
+}
+
+impl PruningStatistics for TimesOf {
+    fn min_values(&self, column: &DfColumn) -> Option<ArrayRef> {
+        self.bound("minValues", column)
+    }
+
+    fn max_values(&self, column: &DfColumn) -> Option<ArrayRef> {
+        self.bound("maxValues", column)
+    }
+
+    fn num_containers(&self) -> usize {
+        self.stats.len()
+    }
+
+    fn null_counts(&self, _: &DfColumn) -> Option<ArrayRef> {
+        None
+    }
+
+    fn row_counts(&self) -> Option<ArrayRef> {
+        None
+    }
+
+    fn contained(&self, _: &DfColumn, _: &HashSet<ScalarValue>) -> Option<BooleanArray> {
+        None
     }
 }
 
