@@ -27,8 +27,8 @@ pub fn translate(statement: &mut DfStatement) {
         if let Expr::Like { pattern, escape_char, .. } | Expr::ILike { pattern, escape_char, .. } = expr
             && let Some(escape) = escape_char.take_if(|escape| !matches!(&escape.value, Value::SingleQuotedString(text) if text == "\\"))
         {
-            let written = std::mem::replace(pattern, Box::new(Expr::Value(escape.clone())));
-            *pattern = Box::new(call(LIKE_PATTERN, [*written, Expr::Value(escape)]));
+            let written = std::mem::replace(&mut **pattern, Expr::Value(escape.clone()));
+            **pattern = call(LIKE_PATTERN, [written, Expr::Value(escape)]);
         }
         std::ops::ControlFlow::<()>::Continue(())
     });
