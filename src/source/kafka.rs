@@ -131,6 +131,8 @@ pub fn client_config(user: &BTreeMap<String, String>) -> Result<ClientConfig> {
         ("fetch.wait.max.ms", "50"),
         ("check.crcs", "true"),
         ("partition.assignment.strategy", "range"),
+        // A topic or partition that is made later is read after this at the latest; librdkafka's five minutes are five minutes of blindness.
+        ("topic.metadata.refresh.interval.ms", "15000"),
         ("queued.max.messages.kbytes", "65536"),
     ] {
         config.set(name, value);
