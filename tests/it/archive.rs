@@ -145,6 +145,20 @@ async fn hours_that_have_passed_are_compacted_and_every_row_is_there_once() {
 }
 
 #[tokio::test]
+async fn files_whose_times_cannot_match_are_not_opened() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let archive = Archive::open(&folder.path().to_string_lossy(), &Default::default()).await.expect("opens");
+    archive.positions(&c::TABLE, &[("t".to_owned(), 0)]).await.expect("reads");
+    archive.flush(&moved(rows(1, 200), 200), &upto(200), &mut BTreeSet::new(), |_| ()).await.expect("commits");
+    let last = format!("event_time > TIMESTAMPTZ '{}'", clock::rfc3339(START + 70 * MINUTE));
+    let asked = answer(&archive, &format!("SELECT count(*) AS calls FROM cloudtrail WHERE {last}")).await;
+    assert_eq!(asked, answer(&archive, &format!("SELECT count(*) FILTER (WHERE {last}) AS calls FROM cloudtrail")).await);
+    let opened = async |filter: &str| answer(&archive, &format!("EXPLAIN SELECT event_name FROM cloudtrail{filter}")).await.matches(".parquet").count();
+    let (all, some) = (opened("").await, opened(&format!(" WHERE {last}")).await);
+    assert!(0 < some && some < all, "{some} of {all}");
+}
+
+#[tokio::test]
 async fn a_reader_that_slept_while_the_log_was_tidied_reads_on() {
     let folder = tempfile::tempdir().expect("a folder");
     let place = folder.path().to_string_lossy().into_owned();
