@@ -28,6 +28,7 @@ use datafusion::execution::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{Expr, LogicalPlan, TableType, col, lit};
 use datafusion::physical_plan::{ExecutionPlan, collect};
 use datafusion::prelude::{DataFrame, SessionConfig};
+use datafusion::sql::parser::Statement as DfStatement;
 use futures::StreamExt;
 use parking_lot::RwLock;
 
@@ -232,10 +233,14 @@ impl Door {
     /// Plans a question that the guard has let through.
     async fn plan(&self, sql: &str) -> DfResult<LogicalPlan> {
         let state = self.ctx.state();
-        let mut statement = state.sql_to_statement(sql, &state.config_options().sql_parser.dialect)?;
+        self.plan_read(state.sql_to_statement(sql, &state.config_options().sql_parser.dialect)?).await
+    }
+
+    /// Plans a question that has been read already.
+    async fn plan_read(&self, mut statement: DfStatement) -> DfResult<LogicalPlan> {
         dialect::translate(&mut statement);
         guard::relations(&statement)?;
-        reads_only(state.statement_to_plan(statement).await?)
+        reads_only(self.ctx.state().statement_to_plan(statement).await?)
     }
 
     async fn run(&self, plan: LogicalPlan, limits: Limits) -> DfResult<Answer> {

@@ -387,20 +387,27 @@ fn a_row_is_seen_before_it_is_archived_and_once_after() {
     }
 }
 
+/// What a program says that asks a door with a password; port and password are its last arguments.
+fn asked_by(program: &mut Command) -> String {
+    let folder = tempfile::tempdir().expect("a folder");
+    let password = folder.path().join("password");
+    std::fs::write(&password, "secret").expect("written");
+    let runtime = keyfuse::query::runtime().expect("a runtime");
+    let door = empty(&runtime, &settings(Some(&password), None), Limits::default());
+    let said = program.args([&door.address.port().to_string(), "secret"]).output().expect("the program runs");
+    drop(door);
+    runtime.shutdown_background();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    String::from_utf8_lossy(&said.stdout).into_owned()
+}
+
 #[test]
 fn pythons_drivers_read_what_is_there() {
     let Some(python) = std::env::var_os("KEYFUSE_PYTHON") else {
         println!("KEYFUSE_PYTHON is not set: psycopg, ADBC, asyncpg and SQLAlchemy were not tried");
         return;
     };
-    let folder = tempfile::tempdir().expect("a folder");
-    let password = folder.path().join("password");
-    std::fs::write(&password, "secret").expect("written");
-    let runtime = keyfuse::query::runtime().expect("a runtime");
-    let door = empty(&runtime, &settings(Some(&password), None), Limits::default());
-    let said = Command::new(python).args(["tests/drivers.py", &door.address.port().to_string(), "secret"]).output().expect("Python runs");
-    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
-    let said = String::from_utf8_lossy(&said.stdout);
+    let said = asked_by(Command::new(python).arg("tests/drivers.py"));
     for wanted in [
         "psycopg [('cloudtrail',)]",
         "psycopg refused 25006",
@@ -412,8 +419,6 @@ fn pythons_drivers_read_what_is_there() {
     ] {
         assert!(said.contains(wanted), "{wanted} in {said}");
     }
-    drop(door);
-    runtime.shutdown_background();
 }
 
 #[test]
@@ -423,17 +428,8 @@ fn pgjdbc_reads_what_is_there() {
         println!("no pgjdbc beside KEYFUSE_PYTHON (tests/strangers.sh): not tried");
         return;
     };
-    let folder = tempfile::tempdir().expect("a folder");
-    let password = folder.path().join("password");
-    std::fs::write(&password, "secret").expect("written");
-    let runtime = keyfuse::query::runtime().expect("a runtime");
-    let door = empty(&runtime, &settings(Some(&password), None), Limits::default());
-    let java = Command::new("java").arg("-cp").arg(jar).args(["tests/Drivers.java", &door.address.port().to_string(), "secret"]).output().expect("Java runs");
-    assert!(java.status.success(), "{}", String::from_utf8_lossy(&java.stderr));
-    let said = String::from_utf8_lossy(&java.stdout);
+    let said = asked_by(Command::new("java").arg("-cp").arg(jar).arg("tests/Drivers.java"));
     assert_eq!(said.lines().collect::<Vec<_>>(), ["columns 65", "refused 25006", "fetched 25000", "stopped 57014", "dbeaver public analyst keyfuse"]);
-    drop(door);
-    runtime.shutdown_background();
 }
 
 #[test]

@@ -36,7 +36,7 @@ use super::failure;
 use super::parameters::{self, name_of, time_limit, value};
 use super::rows::{Encoded, encoded, one_text, sent_schema};
 use crate::limits::SQL_STATEMENTS;
-use crate::query::{CATALOG, Door, Doors, Limits, Stopped, dialect, guard, limited, reads_only, said};
+use crate::query::{CATALOG, Door, Doors, Limits, Stopped, guard, limited, said};
 use crate::secret::Fingerprinter;
 
 /// Marks a connection whose login is done: nothing is answered before.
@@ -144,12 +144,7 @@ impl Session {
     /// Plans a question that [`Session::judged`] has let through.
     async fn plan(&self, door: &Door, sql: &str, user: &str) -> PgWireResult<LogicalPlan> {
         let planned = match clients::asks_catalog(sql) {
-            true => {
-                let mut statement = DfStatement::Statement(Box::new(clients::parsed(sql, user)?));
-                dialect::translate(&mut statement);
-                guard::relations(&statement).map_err(|error| explained(&error))?;
-                door.ctx.state().statement_to_plan(statement).await.and_then(reads_only)
-            }
+            true => door.plan_read(DfStatement::Statement(Box::new(clients::parsed(sql, user)?))).await,
             false => door.plan(sql).await,
         };
         planned.map_err(|error| explained(&error))
