@@ -685,6 +685,7 @@ fn flood() {
     let few = |number: usize| format!("AKIA{:016}", number % 5_000);
     let all: [(&str, &dyn Fn(usize) -> String); 3] =
         [("5,000 keys", &few), ("5,000 keys, and one with a tenth of it all", &hot), ("1,000,000 keys, once each", &flooded)];
+    let mut longest_of_all = Vec::new();
     for (name, key_of) in all {
         let mut engine = Engine::new(&detections, &Fingerprinter::public(), &Dimensions::default())
             .unwrap_or_else(|errors| panic!("{}", errors[0]))
@@ -692,6 +693,8 @@ fn flood() {
             .with_tick_bounds(keyfuse::limits::TICK_ROWS, keyfuse::limits::TICK_TIME);
         let past = Memory::default();
         let mut ticks = Vec::new();
+        // Of the longest tick: what it did, and for how long.
+        let (mut longest, mut busy_before) = ((0.0, String::new()), HashMap::new());
         // When each probe went in, and how long after that its finding came.
         let (mut asked, mut found) = (HashMap::new(), [Vec::new(), Vec::new(), Vec::new()]);
         for batch in calls(ROWS, key_of) {
@@ -704,7 +707,10 @@ fn flood() {
             }
             asked.insert(tick, started);
             engine.advance(START + tick as i64 * 1_000_000);
-            for finding in engine.tick(&past).expect("ticked") {
+            let pushed = started.elapsed();
+            let findings = engine.tick(&past).expect("ticked");
+            let ticked = started.elapsed();
+            for finding in findings {
                 let of_probe = finding.key.iter().find_map(|(_, value)| value.text().rsplit_once("AKIAPROBE")?.1.parse::<usize>().ok());
                 let wanted = |tick: &usize| finding.detection.name == ["COV-03", "EXP-01", "LLM-05"][tick % 3];
                 if let Some(tick) = of_probe.filter(wanted)
@@ -714,8 +720,23 @@ fn flood() {
                 }
             }
             engine.let_go(&past).expect("let go");
-            ticks.push(started.elapsed().as_secs_f64() * 1e3);
+            let took = started.elapsed();
+            ticks.push(took.as_secs_f64() * 1e3);
+            let busy: HashMap<String, Duration> = engine.report().into_iter().map(|report| (report.detection, report.tally.busy)).collect();
+            if took.as_secs_f64() * 1e3 > longest.0 {
+                let own = |(name, busy): (&String, &Duration)| (*busy - busy_before.get(name).copied().unwrap_or_default(), name.clone());
+                let (most, of) = busy.iter().map(own).max().unwrap_or_default();
+                let parts = format!(
+                    "{name}, tick {}: {pushed:.1?} taking rows, {:.1?} deciding (most of it, {most:.1?}, the plan of {of}), {:.1?} letting go",
+                    ticks.len(),
+                    ticked - pushed,
+                    took - ticked
+                );
+                longest = (took.as_secs_f64() * 1e3, parts);
+            }
+            busy_before = busy;
         }
+        longest_of_all.push(longest.1);
         let at = |times: &mut Vec<f64>, share: f64| {
             times.sort_by(f64::total_cmp);
             times.get((times.len().saturating_sub(1) as f64 * share) as usize).copied().unwrap_or(f64::NAN)
@@ -736,6 +757,8 @@ fn flood() {
             engine.pending()
         );
     }
+    println!("\nThe longest ticks:\n");
+    longest_of_all.iter().for_each(|longest| println!("- {longest}"));
 }
 
 /// Ninety days of calls in an archive, and five questions of it: ours and DuckDB's time, and what was read. Once as flushes leave it

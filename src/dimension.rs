@@ -1,4 +1,5 @@
-//! Dimensions from files and compacted topics: what an operator states about agents, approvals and accepted behaviour.
+//! Dimensions from files and compacted topics: what an operator states about agents, approvals, accepted behaviour and the logs that
+//! ought to arrive.
 //!
 //! TOML with one `[[agents]]` (`[[approvals]]`, `[[allow]]`) table per entry, or CSV with the column names as header. A change
 //! is a new entry with its own `valid_from`, so that last month's answers stay what they were.
@@ -13,7 +14,7 @@ use serde_json::Value;
 
 use crate::clock::{DAY, Micros, SECOND, parse_length, parse_time, rfc3339};
 use crate::error::{At, Error, Result};
-use crate::table::{DIMENSIONS, Kind, Rows, Table, agents, allow_list, approvals, statements};
+use crate::table::{DIMENSIONS, Kind, Rows, STREAMS, Table, agents, allow_list, approvals, canaries, expected_sources, statements};
 
 /// Rows of every dimension; a dimension without a file has none.
 #[derive(Clone, Debug, Default)]
@@ -27,19 +28,24 @@ pub struct Files {
     pub agents: Option<PathBuf>,
     pub approvals: Option<PathBuf>,
     pub allow_list: Option<PathBuf>,
+    pub expected_sources: Option<PathBuf>,
 }
 
 impl Files {
     /// Each file with its dimension.
     pub fn each(&self) -> impl Iterator<Item = (&'static Table, &PathBuf)> {
-        [(&agents::TABLE, &self.agents), (&approvals::TABLE, &self.approvals), (&allow_list::TABLE, &self.allow_list)]
-            .into_iter()
-            .filter_map(|(table, path)| Some((table, path.as_ref()?)))
+        let all = [
+            (&agents::TABLE, &self.agents),
+            (&approvals::TABLE, &self.approvals),
+            (&allow_list::TABLE, &self.allow_list),
+            (&expected_sources::TABLE, &self.expected_sources),
+        ];
+        all.into_iter().filter_map(|(table, path)| Some((table, path.as_ref()?)))
     }
 }
 
 /// What a compacted topic can state.
-pub const TOPICS: [&str; 4] = ["agents", "approvals", "allow_list", "networks"];
+pub const TOPICS: [&str; 5] = ["agents", "approvals", "allow_list", "expected_sources", "networks"];
 
 /// What a compacted topic says under one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,7 +118,8 @@ impl Statement {
 const ROLES: [&str; 8] = ["agent", "batch", "serving", "pipeline", "gateway", "auditor", "shared", "human"];
 
 /// What an entry cannot do without, and why.
-static REQUIRED: [(&Table, &[&str], &str); 2] = [
+static REQUIRED: [(&Table, &[&str], &str); 3] = [
+    (&expected_sources::TABLE, &["source"], "an entry names the stream that a log fills"),
     (
         &approvals::TABLE,
         &["identity", "approver", "reason", "valid_from", "valid_to"],
@@ -288,6 +295,21 @@ fn append(rows: &mut Rows, table: &'static Table, entry: &Value) -> Result<(), S
         }
         if let Some(network) = items("networks").iter().find(|network| network.contains('/') && network.parse::<ipnet::IpNet>().is_err()) {
             return Err(format!("networks: `{network}` is no network such as 10.30.1.0/24 or AS64500"));
+        }
+    }
+    if std::ptr::eq(table, &expected_sources::TABLE) {
+        let name = text_of("source").unwrap_or_default();
+        let stream = STREAMS.iter().find(|stream| stream.name == name && !std::ptr::eq(**stream, &canaries::TABLE)).ok_or_else(|| {
+            let known: Vec<&str> = STREAMS.iter().map(|stream| stream.name).filter(|name| *name != canaries::TABLE.name).collect();
+            format!("source: `{name}` is no stream; there are {}", known.join(", "))
+        })?;
+        let mut parts = ["account_id", "region", "kind"].into_iter().zip(stream.origin());
+        if let Some((part, _)) = parts.find(|(part, columns)| columns.is_empty() && text_of(part).is_some()) {
+            return Err(format!("{part}: rows of {name} have none; leave it out"));
+        }
+        let silence = column("silence_seconds").and_then(|index| cells.get(&index)?.as_i64());
+        if silence.is_some_and(|silence| !(60..=12 * 3600).contains(&silence)) {
+            return Err("silence_seconds: write a length from 1m to 12h: what is silent is looked for in a day of rows".into());
         }
     }
     if let Some((index, value)) =

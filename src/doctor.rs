@@ -51,7 +51,7 @@ pub struct Report {
     pub gaps: Vec<Gap>,
 }
 
-/// A check that is one question: rows of `place` and `evidence`, one for each gap.
+/// A check that is one question: rows of `place` and `evidence`, one for each gap, and of the stream that it is about, if it is about one.
 struct Check {
     name: &'static str,
     proven: bool,
@@ -163,13 +163,27 @@ static CHECKS: &[Check] = &[
         name: "a source that stopped",
         proven: true,
         hurts: &[],
-        sql: "SELECT concat_ws(' ', source, 'account', account_id, region) AS place, concat_ws(' ', rows, 'rows, the last at', last_at) AS evidence
-              FROM (SELECT source, account_id, region, count(*) AS rows, max(append_time) AS last_at
-                    FROM (SELECT 'cloudtrail' AS source, account_id, aws_region AS region, append_time FROM cloudtrail
-                          UNION ALL SELECT 'model_invocations' AS source, account_id, region, append_time FROM model_invocations)
-                    GROUP BY source, account_id, region)
-              WHERE rows >= 20 AND last_at < (SELECT max(append_time) FROM cloudtrail) - INTERVAL '1 day'",
+        sql: "SELECT concat_ws(' ', source, 'account', account_id, region) AS place, concat_ws(' ', rows, 'rows, the last at', last_at) AS evidence, source
+              FROM (SELECT source, account_id, region, count(*) AS rows, max(append_time) AS last_at FROM arrivals GROUP BY source, account_id, region)
+              WHERE rows >= 20 AND last_at < (SELECT max(append_time) FROM arrivals) - INTERVAL '1 day'",
         switch_on: "Find out who ended it (COV-03, COV-04), or take it off.",
+    },
+    Check {
+        name: "expected logs",
+        proven: true,
+        hurts: &[],
+        sql: "WITH newest AS (SELECT max(append_time) AS at FROM arrivals),
+                   arrived AS (SELECT source, account_id, region, kind, max(append_time) AS last_at FROM arrivals GROUP BY source, account_id, region, kind),
+                   expected AS (SELECT e.source, e.account_id, e.region, e.kind, max(a.last_at) AS last_at, CAST(max(n.at) AS BIGINT) - CAST(max(a.last_at) AS BIGINT) AS pause, max(coalesce(e.silence_seconds, 3600)) AS may
+                                FROM expected_sources e CROSS JOIN newest n
+                                LEFT JOIN arrived a ON a.source = e.source AND (e.account_id IS NULL OR a.account_id = e.account_id)
+                                  AND (e.region IS NULL OR a.region = e.region) AND (e.kind IS NULL OR a.kind = e.kind)
+                                WHERE e.valid_from <= n.at AND n.at < e.valid_to
+                                GROUP BY e.source, e.account_id, e.region, e.kind)
+              SELECT concat_ws(' ', source, 'account ' || account_id, region, kind, coalesce('since ' || CAST(last_at AS VARCHAR), '(never came)')) AS place,
+                     concat_ws(' ', count(*) OVER (), 'of', (SELECT count(*) FROM expected), 'are silent') AS evidence, source
+              FROM expected WHERE last_at IS NULL OR pause > may * 1000000",
+        switch_on: "Find out who ended it (COV-03, COV-04), look at bucket, connector and topic, or give the entry of expected_sources its end.",
     },
 ];
 
@@ -189,6 +203,9 @@ fn feeds(table: &str) -> &'static str {
         "canaries" => "Let keyfuse prove that it sees: [canaries] every = \"1h\" in its config sends each detection's own test through the topics.",
         "agents" => "State who may do what: `keyfuse learn` proposes the file.",
         "approvals" => "State which wider reads are approved; without it the volume rules count them.",
+        "expected_sources" => {
+            "State which logs ought to arrive: `keyfuse learn expected-sources` proposes the file. Without it a log that never came is not missed."
+        }
         _ => "Send it to a topic.",
     }
 }
@@ -220,14 +237,17 @@ pub async fn examine(door: &Door, engine: &Engine, dimensions: &Dimensions) -> R
     }
     for table in DIMENSIONS.iter().filter(|table| table.name != "allow_list" && !dimensions.knows(table)) {
         let detections = hurt(engine, |_, analysis| analysis.required.contains(table.name));
-        gaps.push(Gap::new(table.name, Vec::new(), true, "nothing is stated".into(), detections, feeds(table.name).into(), engine));
+        let blinds = !detections.is_empty();
+        gaps.push(Gap::new(table.name, Vec::new(), blinds, "nothing is stated".into(), detections, feeds(table.name).into(), engine));
     }
     for check in CHECKS {
         let answer = door.ask(check.sql).await?;
         let mut places: Vec<String> = (0..answer.rows()).map(|row| text(&answer, row, 0)).filter(|place| !place.is_empty()).collect();
         places.sort();
         if answer.rows() > 0 {
-            let detections = hurt(engine, |detection, analysis| check.hurts.iter().any(|word| mentions(detection, analysis, word)));
+            let about: Vec<String> = (0..answer.rows()).filter(|_| answer.schema.fields().len() > 2).map(|row| text(&answer, row, 2)).collect();
+            let reads = |analysis: &Analysis| analysis.scans.iter().any(|scan| about.contains(&scan.table));
+            let detections = hurt(engine, |detection, analysis| reads(analysis) || check.hurts.iter().any(|word| mentions(detection, analysis, word)));
             gaps.push(Gap::new(check.name, places, check.proven, text(&answer, 0, 1), detections, check.switch_on.into(), engine));
         }
     }

@@ -11,11 +11,10 @@ use datafusion::logical_expr::{Expr, col, lit};
 
 use crate::alert::{Alert, AllowList, Status, alerts_of};
 use crate::clock::Micros;
-use crate::detect::{Detection, Engine};
+use crate::detect::{Engine, Plans};
 use crate::dimension::Dimensions;
-use crate::error::Error;
+use crate::error::Result;
 use crate::limits;
-use crate::secret::Fingerprinter;
 use crate::table::{History, LookBack, STREAMS, Span, Table};
 
 /// The rows that a sweep is about: those appended after `after` and up to `until`.
@@ -31,7 +30,6 @@ pub type Swept = (Vec<Alert>, Vec<(String, String)>);
 /// What a sweep rests on.
 pub struct Settings<'a> {
     pub dimensions: &'a Dimensions,
-    pub fingerprinter: &'a Fingerprinter,
     pub allow: &'a AllowList,
     /// Memory of kept rows (bytes).
     pub budget: usize,
@@ -41,17 +39,16 @@ pub struct Settings<'a> {
 ///
 /// # Errors
 /// The history cannot be read.
-pub fn sweep(detections: &[Detection], window: Window, history: &dyn History, spans: &[Span], settings: &Settings<'_>) -> Result<Swept, Vec<Error>> {
-    let one = |error: Error| vec![error];
+pub fn sweep(plans: &Plans, window: Window, history: &dyn History, spans: &[Span], settings: &Settings<'_>) -> Result<Swept> {
     let time = |time: Micros| lit(ScalarValue::TimestampMicrosecond(Some(time), Some("UTC".into())));
     let filters: Vec<Expr> = vec![col("late").eq(lit(true)), col("append_time").gt(time(window.after)), col("append_time").lt_eq(time(window.until))];
-    let raw = detections.iter().any(|detection| detection.sql.contains("raw"));
+    let raw = plans.detections().any(|(detection, _)| detection.sql.contains("raw"));
     let wanted = |table: &Table| (0..table.columns.len()).filter(|column| raw || table.columns[*column].name != "raw").collect::<Vec<_>>();
     let (mut rows, mut count) = (Vec::new(), 0);
     for table in STREAMS {
         let columns = wanted(table);
         let ask = LookBack { table, keys: None, filters: &filters, since: Micros::MIN, columns: Some(&columns) };
-        for batch in history.rows(&ask).map_err(one)?.into_iter().filter(|batch| batch.num_rows() > 0) {
+        for batch in history.rows(&ask)?.into_iter().filter(|batch| batch.num_rows() > 0) {
             count += batch.num_rows();
             rows.push((*table, batch));
         }
@@ -66,11 +63,11 @@ pub fn sweep(detections: &[Detection], window: Window, history: &dyn History, sp
         return Ok((Vec::new(), vec![("late sweep".into(), much)]));
     }
     let mut problems = Vec::new();
-    let mut decide = |with_late: bool| -> Result<_, Vec<Error>> {
-        let mut engine = Engine::new(detections, settings.fingerprinter, settings.dimensions)?.with_residue_budget(settings.budget);
+    let mut decide = |with_late: bool| -> Result<_> {
+        let mut engine = Engine::of(plans, settings.dimensions)?.with_residue_budget(settings.budget);
         engine.begin(spans);
         engine.advance(window.until);
-        let findings = engine.decide_touched(&rows, history, with_late).map_err(one)?;
+        let findings = engine.decide_touched(&rows, history, with_late)?;
         problems.extend(engine.take_problems());
         Ok(alerts_of(&findings, settings.allow.clone()))
     };

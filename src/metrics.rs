@@ -29,6 +29,8 @@ pub struct Metrics {
     pub detection_errors: IntCounterVec,
     pub detection_suspended: IntGaugeVec,
     pub detection_blind: IntGaugeVec,
+    pub expected_sources: IntGaugeVec,
+    pub silent_sources: IntGaugeVec,
     pub detection_behind: prometheus::GaugeVec,
     pub canaries: IntCounterVec,
     pub canary_last_seen: prometheus::GaugeVec,
@@ -116,6 +118,17 @@ impl Metrics {
                     &["detection"],
                 )?,
             )?,
+            expected_sources: register(
+                &registry,
+                IntGaugeVec::new(Opts::new("keyfuse_expected_sources", "Logs that ought to arrive, as `expected_sources` states them"), &["table"])?,
+            )?,
+            silent_sources: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("keyfuse_silent_sources", "Logs that ought to arrive and have been silent for longer than they may; COV-04 names them"),
+                    &["table"],
+                )?,
+            )?,
             detection_behind: gauges(
                 "keyfuse_detection_behind_seconds",
                 "For how long a detection has not got through all that it has to look at",
@@ -182,6 +195,8 @@ impl Metrics {
             metrics.rows.with_label_values(&[table.name]);
             metrics.late_rows.with_label_values(&[table.name]);
             metrics.event_to_append.with_label_values(&[table.name]);
+            metrics.expected_sources.with_label_values(&[table.name]);
+            metrics.silent_sources.with_label_values(&[table.name]);
         }
         for table in TABLES {
             metrics.archive_files.with_label_values(&[table.name]);

@@ -31,7 +31,7 @@ use crate::archive::{Archive, ArchiveHistory, Flushed, Positions};
 use crate::clock::{self, Micros};
 use crate::config::Config;
 use crate::decode::{self, Decoder, Message, read_mappings};
-use crate::detect::{Detection, Engine, Finding, read_folder};
+use crate::detect::{Detection, Engine, Finding, Plans, read_folder};
 use crate::dimension::{Dimensions, Statement};
 use crate::error::{At, Error, Fault, Result};
 use crate::late::Window;
@@ -44,7 +44,8 @@ use crate::sink::{AskLiveness, Delivery, Office, Parcel};
 use crate::source::broker::Sender as KafkaSender;
 use crate::source::kafka::{Event, Fetched, KafkaSource, Poll, client_config};
 use crate::table::{
-    History, LookBack, Memory, Rows, TABLES, Table, alerts, canaries as canary_rows, cloudtrail as system, detection_health, rejects, statements, words,
+    History, LookBack, Memory, Rows, STREAMS, TABLES, Table, alerts, canaries as canary_rows, cloudtrail as system, detection_health, rejects, statements,
+    words,
 };
 pub use watermark::{BROKER_SKEW, Lag, Progress, watermark};
 
@@ -68,6 +69,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(300);
 /// How often at first, and how many times.
 const LOOK_FIRST: Duration = Duration::from_secs(15);
 const FIRST_LOOKS: u32 = 20;
+/// Silent logs that are named in the health of a detection, at most.
+const SILENT_NAMED: usize = 20;
 /// How often late rows are swept (append time).
 const SWEEP_EVERY: Micros = 15 * clock::MINUTE;
 /// How long the keys of a late row are swept again, for what arrives after it.
@@ -170,8 +173,10 @@ impl Service {
         runtime.block_on(take_statements(&archive, &listener, &mut stated, fresh, decided_to)).map_err(one)?;
         let World { dimensions, networks, mut allow, allow_in_files } = World::read(config, &stated)?;
         let dimensions = Arc::new(dimensions);
-        let mut engine = engine_for(config, &detections, &fingerprinter, &dimensions)?;
+        let plans = Plans::new(&detections, &fingerprinter)?;
+        let mut engine = engine_for(config, &plans, &dimensions).map_err(one)?;
         engine.begin(&spans);
+        asking::hear_of_sources(&mut engine, &archive, decided_to, &dimensions, &fingerprinter).map_err(one)?;
         let decoding = decode::Settings {
             fingerprinter: fingerprinter.clone(),
             networks,
@@ -280,6 +285,7 @@ impl Service {
             reported: Instant::now(),
             fingerprinter,
             detections: detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect(),
+            plans: Arc::new(plans),
             engine,
             book,
             log,
@@ -362,8 +368,8 @@ async fn take_statements(archive: &Archive, listener: &Listener, stated: &mut Ve
 }
 
 /// An engine with the bounds of a running service.
-fn engine_for(config: &Config, detections: &[Detection], fingerprinter: &Fingerprinter, dimensions: &Dimensions) -> Result<Engine, Vec<Error>> {
-    Ok(Engine::new(detections, fingerprinter, dimensions)?.with_residue_budget(config.residue_budget).with_tick_bounds(limits::TICK_ROWS, limits::TICK_TIME))
+fn engine_for(config: &Config, plans: &Plans, dimensions: &Dimensions) -> Result<Engine> {
+    Ok(Engine::of(plans, dimensions)?.with_residue_budget(config.residue_budget).with_tick_bounds(limits::TICK_ROWS, limits::TICK_TIME))
 }
 
 /// The detections at the levels that the config gives them.
@@ -403,6 +409,13 @@ fn tell_left_out(problems: Vec<Error>) {
     for error in problems {
         tracing::error!(%error, "an allowance that a topic states was left out");
     }
+}
+
+/// What is said of silent logs: the first of them by name.
+fn silence_of(silent: &[String]) -> String {
+    let more = silent.len().saturating_sub(SILENT_NAMED);
+    let named = silent[..silent.len() - more].join(", ");
+    if more > 0 { format!("silent: {named} and {more} more") } else { format!("silent: {named}") }
 }
 
 fn names_of(detections: &[Detection]) -> Vec<(String, String)> {
@@ -476,6 +489,7 @@ struct Worker {
     fingerprinter: Fingerprinter,
     detections: HashMap<String, Arc<Detection>>,
     decoders: HashMap<String, Decoder>,
+    plans: Arc<Plans>,
     engine: Engine,
     book: AlertBook,
     log: Arc<Mutex<AlertLog>>,
@@ -654,13 +668,12 @@ impl Worker {
         let Some(until) = archived_to.filter(|_| !self.sweeping) else { return };
         let after = self.swept_to.get_or_insert(until).saturating_sub(SWEEP_AGAIN);
         self.sweeping = true;
-        let detections = self.detections.values().map(|detection| Detection::clone(detection)).collect();
-        let what = What::Late(detections, Window { after, until }, self.book.allow_list().clone(), self.config.residue_budget);
+        let what = What::Late(Arc::clone(&self.plans), Window { after, until }, self.book.allow_list().clone(), self.config.residue_budget);
         let _ = self.questions.send(Question { what, dimensions: Arc::clone(&self.dimensions) });
     }
 
     fn take_answer(&mut self, answer: Answer) -> Result<()> {
-        let outcome = match answer {
+        let failure = match answer {
             Answer::Scheduled(detection, at, Ok(mut findings)) => {
                 findings.retain(|finding| self.engine.is_sure(&detection, finding.alert_time, at));
                 findings.iter_mut().for_each(|finding| finding.warming = self.engine.is_warming(&detection, finding.alert_time));
@@ -688,17 +701,15 @@ impl Worker {
                     failed.pop_first();
                 }
                 self.metrics.detection_errors.with_label_values(&[&detection.name]).inc();
-                vec![error]
+                error
             }
-            Answer::Late(_, Err(errors)) => {
+            Answer::Late(_, Err(error)) => {
                 self.sweeping = false;
                 self.metrics.late_sweep_failures.inc();
-                errors
+                error
             }
         };
-        for error in outcome {
-            tracing::error!(%error, "a question to the archive failed");
-        }
+        tracing::error!(error = %failure, "a question to the archive failed");
         Ok(())
     }
 
@@ -781,9 +792,7 @@ impl Worker {
 
     /// A fresh engine with the same detections, as it would stand had append time come so far.
     fn begin_at(&mut self, since: Option<Micros>) -> Result<()> {
-        let detections: Vec<Detection> = self.detections.values().map(|detection| Detection::clone(detection)).collect();
-        let engine = engine_for(&self.config, &detections, &self.fingerprinter, &self.dimensions);
-        let mut engine = engine.map_err(|errors| errors.into_iter().next().unwrap_or_else(|| Error::bug("no engine")))?;
+        let mut engine = engine_for(&self.config, &self.plans, &self.dimensions)?;
         engine.begins_as(&self.engine);
         engine.advance(since.unwrap_or(Micros::MIN));
         engine.restore(&self.past, since)?;
@@ -917,6 +926,13 @@ impl Worker {
     }
 
     fn report(&self) {
+        let (mut expected, mut silent) = (HashMap::new(), HashMap::new());
+        self.engine.expected_sources().for_each(|table| *expected.entry(table.name).or_insert(0) += 1);
+        self.engine.silent_sources().for_each(|(table, _)| *silent.entry(table.name).or_insert(0) += 1);
+        for table in STREAMS {
+            self.metrics.expected_sources.with_label_values(&[table.name]).set(expected.get(table.name).copied().unwrap_or(0));
+            self.metrics.silent_sources.with_label_values(&[table.name]).set(silent.get(table.name).copied().unwrap_or(0));
+        }
         for report in self.engine.report() {
             self.metrics.detection_suspended.with_label_values(&[&report.detection]).set(i64::from(report.suspended.is_some()));
             self.metrics.detection_behind.with_label_values(&[&report.detection]).set(report.behind as f64 / 1e6);
@@ -1084,9 +1100,10 @@ impl Worker {
                     ("behind", Some(format!("{} s behind what has arrived{many}", report.behind / clock::SECOND)))
                 }
                 (None, false, false) => ("blind", Some(format!("nothing arrives of {}", report.missing.join(", ")))),
+                (None, false, true) if !report.silent.is_empty() => ("partial", Some(silence_of(&report.silent))),
                 (None, false, true) => ("seeing", None),
             };
-            self.metrics.detection_blind.with_label_values(&[&report.detection]).set(i64::from(state != "seeing"));
+            self.metrics.detection_blind.with_label_values(&[&report.detection]).set(i64::from(!["seeing", "partial"].contains(&state)));
             rows.time(health::AT, Some(now));
             rows.text(health::DETECTION, Some(&report.detection));
             rows.text(health::CLASS, Some(&format!("{:?}", report.class)));
@@ -1230,12 +1247,13 @@ impl Worker {
         let outcome = read_folder(&self.config.detections).and_then(|detections| {
             let detections = with_levels(detections, &self.config);
             let mut world = World::read(&self.config, &self.stated)?;
-            let engine = engine_for(&self.config, &detections, &self.fingerprinter, &world.dimensions)?;
+            let plans = Plans::new(&detections, &self.fingerprinter)?;
+            let engine = engine_for(&self.config, &plans, &world.dimensions).map_err(|error| vec![error])?;
             world.allow_in_files.fits(&engine)?;
             tell_left_out(world.allow.keep_fitting(&engine));
-            Ok((detections, engine, world))
+            Ok((detections, plans, engine, world))
         });
-        let loaded = outcome.and_then(|(detections, mut engine, world)| {
+        let loaded = outcome.and_then(|(detections, plans, mut engine, world)| {
             engine.begins_as(&self.engine);
             engine.advance(self.engine.progress());
             engine.restore(&self.past, self.decided.or(Some(self.decided_to.saturating_sub(clock::DAY)))).map_err(|error| vec![error])?;
@@ -1243,7 +1261,7 @@ impl Worker {
             let fresh = self.rollouts.load(detections.iter(), clock::now());
             self.detections = detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect();
             self.note_rollouts(fresh).map_err(|error| vec![error])?;
-            self.engine = engine;
+            (self.plans, self.engine) = (Arc::new(plans), engine);
             self.settle_in(world);
             self.tell_canaries(|worker| Told::Detections(worker.detections.values().cloned().collect()));
             self.decide(None).map_err(|error| vec![error])

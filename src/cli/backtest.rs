@@ -9,7 +9,7 @@ use keyfuse::alert::{Alert, AlertBook, AllowList, alerts_of};
 use keyfuse::archive::{Archive, ArchiveHistory};
 use keyfuse::clock::Micros;
 use keyfuse::clock::parse_time;
-use keyfuse::detect::{Detection, Engine, Finding};
+use keyfuse::detect::{Detection, Engine, Finding, Plans};
 use keyfuse::dimension::Dimensions;
 use keyfuse::error::Error;
 use keyfuse::late::{Settings, Window, sweep};
@@ -110,7 +110,8 @@ impl OpenPast {
     /// What detections would have raised, and the engine that says so.
     pub fn alerts(&self, detections: &[Detection], late: bool) -> Result<(AlertBook, Engine), Vec<Error>> {
         let one = |error: Error| vec![error];
-        let mut engine = Engine::new(detections, &self.fingerprinter, &self.dimensions)?;
+        let plans = Plans::new(detections, &self.fingerprinter)?;
+        let mut engine = Engine::of(&plans, &self.dimensions).map_err(one)?;
         for table in DIMENSIONS.iter().filter(|table| !self.dimensions.knows(table)) {
             let blind: Vec<&str> =
                 engine.detections().filter(|(_, analysis)| analysis.required.contains(table.name)).map(|(detection, _)| detection.name.as_str()).collect();
@@ -131,8 +132,8 @@ impl OpenPast {
         let mut book = alerts_of(&findings, allow.clone());
         if late {
             let everything = Window { after: Micros::MIN, until: Micros::MAX };
-            let settings = Settings { dimensions: &self.dimensions, fingerprinter: &self.fingerprinter, allow: &allow, budget: 4 << 30 };
-            let (added, problems) = sweep(detections, everything, &self.history, &self.spans, &settings)?;
+            let settings = Settings { dimensions: &self.dimensions, allow: &allow, budget: 4 << 30 };
+            let (added, problems) = sweep(&plans, everything, &self.history, &self.spans, &settings).map_err(one)?;
             for (detection, problem) in problems {
                 eprintln!("keyfuse: {detection}: {problem}");
             }

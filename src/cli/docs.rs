@@ -34,7 +34,7 @@ enum Page {
         /// Name of the detection, such as COT-13.
         name: String,
         #[command(flatten)]
-        rules: Rules,
+        rules: Box<Rules>,
     },
     /// The JSON Schema of alerts, as files, topics and webhooks carry them.
     AlertSchema,

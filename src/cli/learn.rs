@@ -1,4 +1,4 @@
-//! `keyfuse learn`: proposes an `agents` file from what the archive has seen.
+//! `keyfuse learn`: proposes an `agents` file, or one of `expected_sources`, from what the archive has seen.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -11,17 +11,39 @@ use keyfuse::query::{Answer, Limits};
 use super::Outcome;
 use super::place::Place;
 
-/// Propose an `agents` file (TOML, on standard output) from what was seen: who used what. Read it before you use it.
+/// Propose a file (TOML, on standard output) from what was seen: who used what, or which logs arrive. Read it before you use it.
 ///
-/// What an exposed credential did is left out: a thief's acts must not become the allowance.
+/// What an exposed credential did is left out of `agents`: a thief's acts must not become the allowance.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Leave out what was seen fewer times than this.
-    #[arg(long, default_value = "1")]
-    at_least: i64,
+    /// What to propose.
+    #[arg(value_enum, default_value = "agents")]
+    what: What,
+    /// Leave out what was seen fewer times than this: once where nothing is said, and twenty times for logs.
+    #[arg(long)]
+    at_least: Option<i64>,
     #[command(flatten)]
     place: Place,
 }
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum What {
+    /// Who uses which tools, data, models, hosts, networks.
+    Agents,
+    /// Which logs arrive, by account, region and kind, and how long their pauses are.
+    ExpectedSources,
+}
+
+/// Each log that arrived, with how many rows and its longest pause (seconds).
+const SOURCES: &str = "
+SELECT CAST(source AS VARCHAR), CAST(account_id AS VARCHAR), CAST(region AS VARCHAR), CAST(kind AS VARCHAR), count(*) AS rows, max(pause) / 1000000 AS pause
+FROM (SELECT source, account_id, region, kind, CAST(append_time AS BIGINT) - CAST(lag(append_time) OVER (PARTITION BY source, account_id, region, kind ORDER BY append_time) AS BIGINT) AS pause FROM arrivals)
+GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4";
+
+/// Of a pause, so many times as long is silence; an hour at least.
+const PAUSES: i64 = 4;
+/// The longest silence that can be asked for (seconds).
+const LONGEST_SILENCE: i64 = 12 * 3600;
 
 /// Longest list that is proposed; a longer one would allow nearly everything and is left open, with a remark.
 const LONGEST: usize = 50;
@@ -58,8 +80,13 @@ type Seen = BTreeMap<String, BTreeMap<String, BTreeMap<String, i64>>>;
 pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let one = |error: Error| vec![error];
     let place = args.place.open(Limits::default())?;
-    let by_agent = seen(&place.ask(BY_AGENT)?, args.at_least).map_err(one)?;
-    let by_identity = seen(&place.ask(BY_IDENTITY)?, args.at_least).map_err(one)?;
+    if matches!(args.what, What::ExpectedSources) {
+        print!("{}", sources(&place.ask(SOURCES)?, args.at_least.unwrap_or(20)).map_err(one)?);
+        return Ok(Outcome::Clean);
+    }
+    let at_least = args.at_least.unwrap_or(1);
+    let by_agent = seen(&place.ask(BY_AGENT)?, at_least).map_err(one)?;
+    let by_identity = seen(&place.ask(BY_IDENTITY)?, at_least).map_err(one)?;
     if by_agent.is_empty() && by_identity.is_empty() {
         return Err(one(Error::user("no agent and no identity that calls AI services was seen: nothing to propose")));
     }
@@ -84,6 +111,28 @@ fn seen(answer: &Answer, at_least: i64) -> KeyfuseResult<Seen> {
         }
     }
     Ok(all)
+}
+
+fn sources(answer: &Answer, at_least: i64) -> KeyfuseResult<String> {
+    let mut page = String::from(
+        "# Proposed by `keyfuse learn expected-sources` from what arrived. It says what came, not what ought to: add what is missing, take out what may\n# end, and name owners. A log that pauses for longer than three hours cannot be missed soon enough: it is left out.\n",
+    );
+    for batch in &answer.batches {
+        let texts = (0..4).map(|column| arrow::compute::cast(batch.column(column), &DataType::Utf8)).collect::<Result<Vec<_>, _>>()?;
+        let (rows, pauses) = (batch.column(4).as_primitive::<Int64Type>(), batch.column(5).as_primitive::<Int64Type>());
+        for row in (0..batch.num_rows()).filter(|row| rows.value(*row) >= at_least) {
+            let told = [("source", 0), ("account_id", 1), ("region", 2), ("kind", 3)].into_iter().filter(|(_, column)| texts[*column].is_valid(row));
+            let told: Vec<String> = told.map(|(name, column)| format!("{name} = {}", quoted(texts[column].as_string::<i32>().value(row)))).collect();
+            let pause = if pauses.is_valid(row) { pauses.value(row) } else { LONGEST_SILENCE };
+            let silence = (pause.saturating_mul(PAUSES).max(3600) + 3599) / 3600;
+            let seen = format!("{} rows, longest pause {} min", rows.value(row), pause / 60);
+            let _ = match silence * 3600 <= LONGEST_SILENCE {
+                true => write!(page, "\n[[expected_sources]]  # {seen}\n{}\nsilence_seconds = \"{silence}h\"\n# owner = \"\"\n", told.join("\n")),
+                false => write!(page, "\n# left out, {seen}: {}\n", told.join(", ")),
+            };
+        }
+    }
+    Ok(page)
 }
 
 fn proposal(mut by_agent: Seen, by_identity: Seen) -> String {

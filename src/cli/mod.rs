@@ -105,6 +105,9 @@ struct Rules {
     /// Work approved in advance (TOML or CSV).
     #[arg(long, value_name = "FILE")]
     approvals: Option<PathBuf>,
+    /// Logs that ought to arrive (TOML or CSV).
+    #[arg(long, value_name = "FILE")]
+    expected_sources: Option<PathBuf>,
     /// To whom addresses belong: MaxMind-format files, or CSV with network, asn, country.
     #[arg(long, value_name = "FILE")]
     networks: Vec<PathBuf>,
@@ -131,7 +134,12 @@ impl Rules {
     }
 
     fn files(&self) -> Files {
-        Files { agents: self.agents.clone(), approvals: self.approvals.clone(), allow_list: self.allow_list.clone() }
+        Files {
+            agents: self.agents.clone(),
+            approvals: self.approvals.clone(),
+            allow_list: self.allow_list.clone(),
+            expected_sources: self.expected_sources.clone(),
+        }
     }
 
     fn dimensions(&self) -> Result<Dimensions, Vec<Error>> {

@@ -363,7 +363,7 @@ impl Demo {
             topics: topics.iter().map(|name| Topic { name: (*name).to_owned(), format: None }).collect(),
             dead_letter: None,
             detections,
-            known: Files { agents: Some(agents), approvals: Some(approvals), allow_list: None },
+            known: Files { agents: Some(agents), approvals: Some(approvals), ..Files::default() },
             dimension_topics: Default::default(),
             networks: Vec::new(),
             mappings: Vec::new(),

@@ -28,7 +28,7 @@ pub struct Config {
     /// Topic that refused records are also sent to.
     pub dead_letter: Option<String>,
     pub detections: PathBuf,
-    /// Files that say what is known of one's own world: agents, approvals, allow-list.
+    /// Files that say what is known of one's own world: agents, approvals, allow-list, logs that are expected.
     pub known: Files,
     /// Compacted topics that state entries of dimensions, by dimension.
     pub dimension_topics: BTreeMap<&'static str, String>,
@@ -87,6 +87,7 @@ struct File {
     allow_list: Option<PathBuf>,
     agents: Option<PathBuf>,
     approvals: Option<PathBuf>,
+    expected_sources: Option<PathBuf>,
     dimension_topics: BTreeMap<String, String>,
     networks: Vec<PathBuf>,
     mappings: Vec<PathBuf>,
@@ -271,9 +272,14 @@ impl Config {
         if !detections.is_dir() {
             problem("detections", format!("{} is no folder", detections.display()));
         }
-        let known = Files { agents: file.agents.map(near), approvals: file.approvals.map(near), allow_list: file.allow_list.map(near) };
+        let known = Files {
+            agents: file.agents.map(near),
+            approvals: file.approvals.map(near),
+            allow_list: file.allow_list.map(near),
+            expected_sources: file.expected_sources.map(near),
+        };
         for error in Dimensions::read(&known).err().into_iter().flatten() {
-            problem("agents, approvals, allow_list", error.to_string());
+            problem("agents, approvals, allow_list, expected_sources", error.to_string());
         }
         let mut dimension_topics = BTreeMap::new();
         for (name, topic) in file.dimension_topics {

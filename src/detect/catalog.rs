@@ -136,6 +136,18 @@ impl Slot {
         *self.rows.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = rows;
     }
 
+    /// Of the same shape, with rows of its own.
+    pub fn another(&self) -> Self {
+        Self::new(Arc::clone(&self.schema))
+    }
+
+    /// The leaf of a plan that reads one of these, if it is one, reading the slot at the same place of `others` instead.
+    pub fn exchanged(leaf: &dyn ExecutionPlan, these: &[Self], others: &[Self]) -> Option<Arc<dyn ExecutionPlan>> {
+        let leaf = leaf.downcast_ref::<SlotExec>()?;
+        let place = these.iter().position(|slot| Arc::ptr_eq(&slot.rows, &leaf.slot.rows))?;
+        Some(Arc::new(SlotExec { slot: others.get(place)?.clone(), properties: Arc::clone(&leaf.properties) }))
+    }
+
     fn get(&self) -> Option<RecordBatch> {
         self.rows.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }

@@ -18,18 +18,19 @@ use arrow::compute::filter_record_batch;
 use arrow::compute::kernels::boolean::{and, not};
 use arrow::datatypes::TimestampMicrosecondType;
 use arrow::record_batch::RecordBatch;
-use datafusion::execution::context::SessionContext;
+use datafusion::execution::context::SessionState;
 use datafusion::logical_expr::Expr;
 use hashbrown::{HashMap, HashSet};
 
 use retention::{Retention, is_slow, probed_scans, retention_of, settles_after};
 
 use super::analyse::{Analysis, Class, Merge};
+use super::expected::Expected;
 use super::file::{Detection, Schedule};
 use super::filter::FilterPass;
 use super::finding::Finding;
 use super::lineage::Lineage;
-use super::plan::{Compiled, KeptPlan, compile, keep, planner};
+use super::plan::{Compiled, KeptPlan, LinksPlan, Plans};
 use super::residue::{Key, KeyHasher, NULL_KEY, Store, texts_of};
 use crate::clock::{DAY, MINUTE, Micros, SECOND};
 use crate::dimension::Dimensions;
@@ -172,6 +173,8 @@ pub struct EngineReport {
     pub suspended: Option<String>,
     /// Streams that it cannot do without and that have sent nothing for a day of append time, or never.
     pub missing: Vec<String>,
+    /// Logs of its streams that ought to arrive and are silent.
+    pub silent: Vec<String>,
     /// Keys with results that wait for time to pass.
     pub undecided: usize,
     /// For how long (append time) it has not got through all that there is to look at.
@@ -207,6 +210,8 @@ pub struct Engine {
     /// Latest append time of any row, now and at the first tick.
     newest: Micros,
     began: Option<Micros>,
+    /// Logs that ought to arrive.
+    expected: Expected,
     /// Per stream, that of its latest row.
     arrived: HashMap<&'static str, Micros>,
     /// Per stream, the append time of the first row that there ever was.
@@ -223,7 +228,7 @@ struct Part {
     anchors: Range<Micros>,
 }
 
-/// The kept plan of `lineage_links`.
+/// The rows of which `lineage_links` makes links.
 struct Links {
     plan: KeptPlan,
     scan: usize,
@@ -239,23 +244,20 @@ impl Engine {
     /// # Errors
     /// The list of refusals.
     pub fn new(detections: &[Detection], fingerprinter: &Fingerprinter, dimensions: &Dimensions) -> std::result::Result<Self, Vec<Error>> {
-        let one = |error: Error| vec![error];
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().build().map_err(|e| one(Error::environment("starting the evaluation runtime").because(e)))?;
-        let ctx = planner(fingerprinter).map_err(one)?;
-        let mut compiled = Vec::new();
-        let mut refused = Vec::new();
-        for detection in detections {
-            match runtime.block_on(compile(&ctx, &Arc::new(detection.clone()))) {
-                Ok(good) => compiled.push(good),
-                Err(error) => refused.push(error),
-            }
-        }
-        if !refused.is_empty() {
-            return Err(refused);
-        }
+        Self::of(&Plans::new(detections, fingerprinter)?, dimensions).map_err(|error| vec![error])
+    }
+
+    /// An engine with detections that are planned already; it has seen nothing.
+    ///
+    /// # Errors
+    /// The runtime cannot be started; others would be bugs.
+    pub fn of(plans: &Plans, dimensions: &Dimensions) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let runtime = runtime.map_err(|error| Error::environment("starting the evaluation runtime").because(error))?;
         let mut passes: Vec<Pass> = STREAMS.iter().map(|table| Pass { table, filter: FilterPass::new(table.schema()) }).collect();
-        let links = runtime.block_on(Links::new(&ctx, &mut passes)).map_err(one)?;
+        let LinksPlan { plan, table, projection, filters } = &plans.links;
+        let scan = pass_of(&mut passes, table)?.filter.add(filters, &plans.state)?;
+        let links = Links { plan: plan.another()?, scan, filters: filters.clone(), projection: projection.clone(), table, fresh: Vec::new() };
         let mut engine = Self {
             passes,
             stores: Vec::new(),
@@ -274,13 +276,12 @@ impl Engine {
             progress: Micros::MIN,
             newest: Micros::MIN,
             began: None,
+            expected: Expected::of(dimensions),
             arrived: HashMap::new(),
             begins: HashMap::new(),
             knows_beginnings: false,
         };
-        for one_compiled in compiled {
-            engine.register(&ctx, one_compiled, dimensions).map_err(one)?;
-        }
+        plans.compiled.iter().try_for_each(|compiled| engine.register(compiled, &plans.state, dimensions))?;
         Ok(engine)
     }
 
@@ -315,12 +316,13 @@ impl Engine {
         self.live.iter_mut().for_each(|live| live.resting.clear());
     }
 
-    fn register(&mut self, ctx: &SessionContext, compiled: Compiled, dimensions: &Dimensions) -> Result<()> {
-        let Compiled { detection, analysis, plan } = compiled;
-        let Some(plan) = plan else {
+    fn register(&mut self, compiled: &Compiled, state: &SessionState, dimensions: &Dimensions) -> Result<()> {
+        let (detection, analysis) = (Arc::clone(&compiled.detection), compiled.analysis.clone());
+        let Some(plan) = &compiled.plan else {
             self.scheduled.push((detection, analysis));
             return Ok(());
         };
+        let plan = plan.another()?;
         let number = self.live.len();
         let probed_all = probed_scans(&analysis);
         let settle = settles_after(&analysis);
@@ -336,7 +338,7 @@ impl Engine {
                 continue;
             }
             let pass = pass_of(&mut self.passes, table)?;
-            let in_pass = pass.filter.add(&scan.filters, &ctx.state())?;
+            let in_pass = pass.filter.add(&scan.filters, state)?;
             if analysis.class == Class::C0 {
                 feeds.push(Feed::Batch(in_pass));
                 continue;
@@ -413,6 +415,8 @@ impl Engine {
         // What keyfuse says of itself is no sign that time goes on in the logs.
         if !std::ptr::eq(table, &canaries::TABLE) {
             self.newest = self.newest.max(at);
+            self.expected.see(table, batch);
+            self.expected.listens_since(at);
         }
         let arrived = self.arrived.entry(table.name).or_insert(at);
         *arrived = at.max(*arrived);
@@ -729,6 +733,22 @@ impl Engine {
         self.knows_beginnings = true;
         self.begins.extend(spans.iter().map(|(table, (first, _))| (table.name, *first)));
         self.arrived.extend(spans.iter().map(|(table, (_, last))| (table.name, *last)));
+        spans.iter().map(|(_, (first, _))| *first).min().into_iter().for_each(|first| self.expected.listens_since(first));
+    }
+
+    /// The logs that ought to arrive, to be told what arrived before this engine began.
+    pub fn expected(&mut self) -> &mut Expected {
+        &mut self.expected
+    }
+
+    /// The logs that ought to arrive and are silent, each with the stream that it fills.
+    pub fn silent_sources(&self) -> impl Iterator<Item = (&'static Table, String)> {
+        self.expected.silent(self.newest.max(self.progress))
+    }
+
+    /// The streams of the logs that ought to arrive, one for each log.
+    pub fn expected_sources(&self) -> impl Iterator<Item = &'static Table> {
+        self.expected.expected(self.newest.max(self.progress))
     }
 
     /// Per detection, up to where it has looked at everything: that it says no more of an alert that would be final only later means
@@ -750,6 +770,8 @@ impl Engine {
                 }
             }
         }
+        let before = std::mem::replace(&mut self.expected, Expected::of(dimensions));
+        self.expected.heard_as(&before, self.newest);
         Ok(())
     }
 
@@ -768,6 +790,7 @@ impl Engine {
         self.begins.clone_from(&other.begins);
         self.arrived.clone_from(&other.arrived);
         self.knows_beginnings = other.knows_beginnings;
+        self.expected.heard_as(&other.expected, other.newest);
     }
 
     /// Results of class C3 that wait for append time to pass: keys with at least one.
@@ -895,6 +918,7 @@ impl Engine {
         EngineReport {
             detection: detection.name.clone(),
             class: analysis.class,
+            silent: self.silent_sources().filter(|(table, _)| analysis.scans.iter().any(|scan| scan.table == table.name)).map(|(_, name)| name).collect(),
             missing,
             suspended: None,
             undecided: 0,
@@ -936,20 +960,6 @@ impl Engine {
     }
 }
 
-impl Links {
-    async fn new(ctx: &SessionContext, passes: &mut [Pass]) -> Result<Self> {
-        let state = ctx.state();
-        let plan = state.create_logical_plan("SELECT child, parent, minted_at FROM lineage_links").await?;
-        let plan = state.optimize(&plan)?;
-        let mut scans = Vec::new();
-        collect_scans(&plan, &mut scans);
-        let [(table, projection, filters)] = &scans[..] else { return Err(Error::bug("lineage_links must read one table")) };
-        let table = by_name(table).ok_or_else(|| Error::bug("lineage_links reads an unknown table"))?;
-        let scan = pass_of(passes, table)?.filter.add(filters, &state)?;
-        Ok(Self { plan: keep(ctx, plan.clone()).await?, scan, filters: filters.clone(), projection: projection.clone(), table, fresh: Vec::new() })
-    }
-}
-
 /// The columns of a table that a scan needs: of its rows most are not, and the raw record is most of the bytes.
 fn columns_of(table: &'static Table, projection: &[usize], filters: &[Expr], key: Option<usize>) -> Vec<usize> {
     let named = |name: &str| table.columns.iter().position(|column| column.name == name);
@@ -959,16 +969,6 @@ fn columns_of(table: &'static Table, projection: &[usize], filters: &[Expr], key
     columns.sort_unstable();
     columns.dedup();
     columns
-}
-
-type ScanParts = (String, Vec<usize>, Vec<Expr>);
-
-fn collect_scans(plan: &datafusion::logical_expr::LogicalPlan, into: &mut Vec<ScanParts>) {
-    if let datafusion::logical_expr::LogicalPlan::TableScan(scan) = plan {
-        let projection = scan.projection.clone().unwrap_or_else(|| (0..scan.source.schema().fields().len()).collect());
-        into.push((scan.table_name.table().to_owned(), projection, scan.filters.clone()));
-    }
-    plan.inputs().into_iter().for_each(|input| collect_scans(input, into));
 }
 
 fn pass_of<'p>(passes: &'p mut [Pass], table: &'static Table) -> Result<&'p mut Pass> {

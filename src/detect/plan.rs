@@ -7,10 +7,11 @@ use arrow::record_batch::RecordBatch;
 use datafusion::catalog::default_table_source::provider_as_source;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::execution::TaskContext;
-use datafusion::execution::context::SessionContext;
+use datafusion::execution::context::{SessionContext, SessionState};
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::physical_plan::{ExecutionPlan, collect};
+use futures::executor::block_on;
 
 use super::analyse::{self, Analysis};
 use super::catalog::{self, Slot, SlotTable};
@@ -18,7 +19,7 @@ use super::file::Detection;
 use crate::error::{Error, Result};
 use crate::function;
 use crate::secret::Fingerprinter;
-use crate::table::{STREAMS, rejects};
+use crate::table::{STREAMS, Table, by_name, rejects};
 
 /// The context in which detections are planned.
 ///
@@ -42,6 +43,20 @@ pub struct KeptPlan {
 }
 
 impl KeptPlan {
+    /// The same plan over slots of its own.
+    ///
+    /// # Errors
+    /// DataFusion's, never in practice.
+    pub fn another(&self) -> datafusion::common::Result<Self> {
+        let slots: Vec<Slot> = self.slots.iter().map(Slot::another).collect();
+        let with_own = |node: Arc<dyn ExecutionPlan>| {
+            let exchanged = Slot::exchanged(node.as_ref(), &self.slots, &slots);
+            Ok(exchanged.map_or_else(|| Transformed::no(node), Transformed::yes))
+        };
+        let plan = Arc::clone(&self.plan).transform_up(with_own)?.data;
+        Ok(Self { plan, slots, task: Arc::clone(&self.task) })
+    }
+
     /// Runs the plan over the rows in its slots, and empties them.
     ///
     /// # Errors
@@ -60,6 +75,68 @@ pub struct Compiled {
     pub analysis: Analysis,
     /// None for a detection with a schedule: it is planned anew each time.
     pub plan: Option<KeptPlan>,
+}
+
+/// Detections, planned and analysed once, for as many engines as need them.
+pub struct Plans {
+    pub(super) state: SessionState,
+    pub(super) compiled: Vec<Compiled>,
+    pub(super) links: LinksPlan,
+}
+
+/// The kept plan of `lineage_links`, and what it reads.
+pub(super) struct LinksPlan {
+    pub plan: KeptPlan,
+    pub table: &'static Table,
+    pub projection: Vec<usize>,
+    pub filters: Vec<Expr>,
+}
+
+impl Plans {
+    /// Plans these detections; every one that cannot be decided safely is named, all at once.
+    ///
+    /// # Errors
+    /// The list of refusals.
+    pub fn new(detections: &[Detection], fingerprinter: &Fingerprinter) -> Result<Self, Vec<Error>> {
+        let one = |error: Error| vec![error];
+        let ctx = planner(fingerprinter).map_err(one)?;
+        let (mut compiled, mut refused) = (Vec::new(), Vec::new());
+        for detection in detections {
+            match block_on(compile(&ctx, &Arc::new(detection.clone()))) {
+                Ok(good) => compiled.push(good),
+                Err(error) => refused.push(error),
+            }
+        }
+        if !refused.is_empty() {
+            return Err(refused);
+        }
+        let links = block_on(LinksPlan::new(&ctx)).map_err(one)?;
+        Ok(Self { state: ctx.state(), compiled, links })
+    }
+
+    /// The detections and what was inferred of them.
+    pub fn detections(&self) -> impl Iterator<Item = (&Arc<Detection>, &Analysis)> {
+        self.compiled.iter().map(|compiled| (&compiled.detection, &compiled.analysis))
+    }
+}
+
+impl LinksPlan {
+    async fn new(ctx: &SessionContext) -> Result<Self> {
+        let state = ctx.state();
+        let plan = state.create_logical_plan("SELECT child, parent, minted_at FROM lineage_links").await?;
+        let plan = state.optimize(&plan)?;
+        let mut scans = Vec::new();
+        plan.apply(|node| {
+            if let LogicalPlan::TableScan(scan) = node {
+                scans.push(scan.clone());
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })?;
+        let [scan] = &scans[..] else { return Err(Error::bug("lineage_links must read one table")) };
+        let table = by_name(scan.table_name.table()).ok_or_else(|| Error::bug("lineage_links reads an unknown table"))?;
+        let projection = scan.projection.clone().unwrap_or_else(|| (0..table.columns.len()).collect());
+        Ok(Self { plan: keep(ctx, plan).await?, table, projection, filters: scan.filters.clone() })
+    }
 }
 
 /// Plans and analyses one detection.

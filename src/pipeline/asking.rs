@@ -7,12 +7,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use super::Order;
 use crate::alert::AllowList;
 use crate::archive::{Archive, ArchiveHistory};
-use crate::clock::Micros;
-use crate::detect::{Detection, Finding, Scheduled};
+use crate::clock::{DAY, Micros};
+use crate::detect::{Detection, Engine, Finding, Plans, Scheduled};
 use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
 use crate::late::{Settings, Swept, Window, sweep};
-use crate::query::on_deep_stacks;
+use crate::query::{Door, Limits, Moment, Rows, on_deep_stacks};
 use crate::schedule::{Past, ask};
 use crate::secret::Fingerprinter;
 
@@ -26,13 +26,13 @@ pub enum What {
     /// One detection, about one moment.
     Scheduled(Scheduled, Micros),
     /// All of them, about late rows; with a bound for the memory of kept rows (bytes).
-    Late(Vec<Detection>, Window, AllowList, usize),
+    Late(Arc<Plans>, Window, AllowList, usize),
 }
 
 /// What came of it.
 pub enum Answer {
     Scheduled(Arc<Detection>, Micros, Result<Vec<Finding>>),
-    Late(Window, Result<Swept, Vec<Error>>),
+    Late(Window, Result<Swept>),
 }
 
 /// Starts the thread; it ends when the sender is dropped.
@@ -51,6 +51,23 @@ pub fn start(archive: &Arc<Archive>, fingerprinter: &Fingerprinter, answers: Sen
     Ok(questions)
 }
 
+/// Has the engine hear of the logs that ought to arrive what the archive has of the day before a moment.
+///
+/// # Errors
+/// The archive cannot be read.
+pub fn hear_of_sources(engine: &mut Engine, archive: &Arc<Archive>, at: Micros, dimensions: &Arc<Dimensions>, fingerprinter: &Fingerprinter) -> Result<()> {
+    if engine.expected().is_empty() {
+        return Ok(());
+    }
+    let (archive, dimensions, fingerprinter) = (Arc::clone(archive), Arc::clone(dimensions), fingerprinter.clone());
+    let arrivals = on_deep_stacks(&crate::query::runtime()?, async move {
+        let moment = Moment { at: at.saturating_add(1), over: DAY, as_live: false };
+        let door = Door::open_at(Rows::Archive(&archive), Some(moment), &dimensions, &fingerprinter, Limits::default()).await?;
+        door.ask("SELECT source, account_id, region, kind, max(append_time) FROM arrivals GROUP BY source, account_id, region, kind").await
+    })?;
+    Ok(engine.expected().hear_all(&arrivals.batches)?)
+}
+
 fn answer(questions: &Receiver<Question>, history: &ArchiveHistory, fingerprinter: &Fingerprinter, runtime: &tokio::runtime::Runtime, answers: &Sender<Order>) {
     for Question { what, dimensions } in questions {
         let answer = match what {
@@ -60,10 +77,10 @@ fn answer(questions: &Receiver<Question>, history: &ArchiveHistory, fingerprinte
                 let outcome = on_deep_stacks(runtime, async move { ask(&asked, at, &past, &dimensions, &fingerprinter).await });
                 Answer::Scheduled(detection, at, outcome)
             }
-            What::Late(detections, window, allow, budget) => {
-                let spans = runtime.block_on(history.archive.spans()).map_err(|error| vec![error]);
-                let settings = Settings { dimensions: &dimensions, fingerprinter, allow: &allow, budget };
-                Answer::Late(window, spans.and_then(|spans| sweep(&detections, window, history, &spans, &settings)))
+            What::Late(plans, window, allow, budget) => {
+                let spans = runtime.block_on(history.archive.spans());
+                let settings = Settings { dimensions: &dimensions, allow: &allow, budget };
+                Answer::Late(window, spans.and_then(|spans| sweep(&plans, window, history, &spans, &settings)))
             }
         };
         if answers.send(Order::Answered(answer)).is_err() {

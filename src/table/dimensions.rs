@@ -39,6 +39,20 @@ table!(approvals, "Work approved in advance: batch jobs that may read more than 
     VALID_TO valid_to: Time "Until before when: an approval without an end is none.",
 });
 
+table!(expected_sources, "Logs that ought to arrive, as the view `arrivals` names them: COV-04 tells when one is silent, `keyfuse doctor` and `detection_health` which are.",
+    max_delay: 0,
+    looked_up_by: &[],
+{
+    SOURCE source: Word "Stream that the log fills, such as `cloudtrail`.",
+    ACCOUNT_ID account_id: Text "Account that it is delivered in; absent: any.",
+    REGION region: Text "Region; absent: any.",
+    KIND kind: Text "Kind of log, such as `Data` of `cloudtrail`; absent: any.",
+    SILENCE_SECONDS silence_seconds: Int "How long it may be silent (seconds): an hour where nothing is said, twelve at most.",
+    OWNER owner: Text "Who answers for it.",
+    VALID_FROM valid_from: Time "From when it is expected.",
+    VALID_TO valid_to: Time "Until before when.",
+});
+
 table!(allow_list, "Accepted behaviour: findings that match stay silent. Applied to every detection by keyfuse itself; here to be asked about.",
     max_delay: 0,
     looked_up_by: &[],

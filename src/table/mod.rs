@@ -17,7 +17,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 
 use crate::clock::Micros;
 
-pub use dimensions::{agents, allow_list, approvals};
+pub use dimensions::{agents, allow_list, approvals, expected_sources};
 pub use history::{History, LookBack, Memory};
 pub use rows::{Place, Rows, flag, words};
 pub use streams::{
@@ -90,6 +90,14 @@ impl Table {
         self.columns.iter().find(|column| column.name == name)
     }
 
+    /// The columns that say where a row came from: account, region and kind of log, each the first of some that is filled. The view
+    /// `arrivals` says the same in SQL.
+    pub fn origin(&self) -> [Vec<usize>; 3] {
+        let named = |names: &[&str]| names.iter().filter_map(|name| self.columns.iter().position(|column| column.name == *name)).collect::<Vec<_>>();
+        let kind = named(&["event_category", "provider", "reporter", "service_name"]).into_iter().take(1).collect();
+        [named(&["recipient_account_id", "account_id"]), named(&["aws_region", "region"]), kind]
+    }
+
     /// The column by whose hours its files lie: when a row became known.
     pub fn known_at(&self) -> usize {
         match self.is_stream() {
@@ -147,7 +155,7 @@ pub static STREAMS: &[&Table] = &[
 pub const CANARY_OUTCOMES: [&str; 4] = ["seen", "wrong", "missing", "off"];
 
 /// What is known of one's own world, from files or compacted topics: small, with a validity, joined as of the row's append time.
-pub static DIMENSIONS: &[&Table] = &[&agents::TABLE, &approvals::TABLE, &allow_list::TABLE];
+pub static DIMENSIONS: &[&Table] = &[&agents::TABLE, &approvals::TABLE, &allow_list::TABLE, &expected_sources::TABLE];
 
 /// The table of that name.
 pub fn by_name(name: &str) -> Option<&'static Table> {
@@ -197,6 +205,11 @@ pub static VIEWS: &[(&str, &str, &str)] = &[
         "activity",
         include_str!("activity.sql"),
         "One line per act over all streams: what a credential, identity, agent, trace or address did, in order of time.",
+    ),
+    (
+        "arrivals",
+        include_str!("arrivals.sql"),
+        "Where each row of a log came from: account that it was delivered in, region and kind of log. `kind` is the event category of CloudTrail, the provider of a model, the reporter of an exposure (not keyfuse itself), and elsewhere the service that reports. See `expected_sources`.",
     ),
     ("approved_reads", include_str!("approved_reads.sql"), "What went through under which approval, per day: silent in alerts, counted here."),
 ];

@@ -308,14 +308,14 @@ table!(alerts, "One row per alert as it stands. `alert_revisions` has the same c
     LATE late: Bool "Only the late sweep saw it: it rests on rows that came later than their table allows.",
 });
 
-table!(statements, "One message of a compacted topic that states a dimension, as keyfuse came to know it: what `agents`, `approvals`, `allow_list` and `networks` of a topic are made of, also after Kafka has compacted it away.",
+table!(statements, "One message of a compacted topic that states a dimension, as keyfuse came to know it: what `agents`, `approvals`, `expected_sources`, `allow_list` and `networks` of a topic are made of, also after Kafka has compacted it away.",
     max_delay: 0,
     looked_up_by: &[],
 {
     READ_AT read_at: Time "When keyfuse first read it.",
     HOLDS_FROM holds_from: Time "From when it counts: when it was stated, but never for a row that had been decided without it.",
     STATED_AT stated_at: Time "When Kafka got it.",
-    DIMENSION dimension: Word "agents, approvals, allow_list or networks.",
+    DIMENSION dimension: Word "agents, approvals, expected_sources, allow_list or networks.",
     KEY key: Text "Key of the message: a later one under the same key takes its place.",
     ENTRY entry: Text "The entry as JSON; absent where the message takes back what was stated.",
     PLACE place: Text "Where it stood: `topic/partition@offset`.",
@@ -341,8 +341,8 @@ table!(detection_health, "What each detection could see, one row as of the lates
     AT at: Time "When it was looked at.",
     DETECTION detection: Word "Name of the detection.",
     CLASS class: Word "C0 to C4: how it is decided.",
-    STATE state: Word "`seeing`; `blind`: what it needs does not arrive; `failing`: a run has failed; `behind`: does not get through what arrives; `suspended`: switched off for lack of memory, and asked over the archive instead.",
-    NOTE note: Text "Which streams are missing, or why it is switched off.",
+    STATE state: Word "`seeing`; `partial`: a log that ought to arrive is silent (`expected_sources`); `blind`: what it needs does not arrive; `failing`: a run has failed; `behind`: does not get through what arrives; `suspended`: switched off for lack of memory, and asked over the archive instead.",
+    NOTE note: Text "Which streams are missing, which logs are silent, or why it is switched off.",
     CANDIDATES candidates: Int "Rows that its predicates let through since it was loaded.",
     FINDINGS findings: Int "Rows that its query returned since then, repeats included.",
     LAST_CANDIDATE_AT last_candidate_at: Time "Append time of the last such row.",

@@ -223,13 +223,19 @@ fn the_demo_tells_its_story_and_ends_cleanly() {
     assert_eq!(keyfuse(&["explain", "--archive", &archive, "--why-not", "LLM-13", "no-such-event"]).status.code(), Some(2));
 }
 
-/// The names of the gaps that the doctor finds proven in these files.
-fn gaps(files: &[String]) -> std::collections::BTreeSet<String> {
+/// What the doctor says of these files.
+fn doctor(files: &[String], more: &[&str]) -> serde_json::Value {
     let mut args: Vec<&str> =
         vec!["doctor", "--json", "--agents", "sample-data/llmjacking/agents.toml", "--approvals", "sample-data/llmjacking/approvals.toml"];
     files.iter().for_each(|file| args.extend(["--from", file.as_str()]));
+    args.extend(more);
     let output = keyfuse(&args);
-    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)));
+    serde_json::from_str(&stdout(&output)).unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)))
+}
+
+/// The names of the gaps that the doctor finds proven in these files.
+fn gaps(files: &[String]) -> std::collections::BTreeSet<String> {
+    let report = doctor(files, &[]);
     let proven = report["gaps"].as_array().expect("gaps").iter().filter(|gap| gap["proven"] == true);
     proven.filter_map(|gap| gap["name"].as_str().map(str::to_owned)).collect()
 }
@@ -262,6 +268,19 @@ fn the_doctor_names_the_sources_that_were_taken_away_and_no_other() {
         let narrow = gaps(&[path("narrow.jsonl")]);
         assert!(narrow.contains(gap), "{gap} in {narrow:?}");
     }
+    // A list that is proposed from all of it misses in what is left exactly what was taken away.
+    let proposed = [&["learn", "expected-sources"][..], &there.iter().flat_map(|file| ["--from", file.as_str()]).collect::<Vec<_>>()].concat();
+    let list = path("expected.toml");
+    std::fs::write(&list, stdout(&keyfuse(&proposed))).expect("written");
+    let silent = |files: &[String]| {
+        let report = doctor(files, &["--expected-sources", &list]);
+        let gap = report["gaps"].as_array().expect("gaps").iter().find(|gap| gap["name"] == "expected logs").cloned();
+        gap.map(|gap| gap["places"].as_array().expect("places").iter().map(|place| place.as_str().expect("text").to_owned()).collect::<Vec<_>>())
+    };
+    assert_eq!(silent(&there), None);
+    let silent = silent(&left).expect("a gap");
+    assert!(silent.contains(&"model_invocations account 111122223333 us-east-1 aws.bedrock (never came)".to_owned()), "{silent:?}");
+    assert!(!silent.iter().any(|place| place.starts_with("cloudtrail") || place.starts_with("exposure_reports")), "{silent:?}");
     if let Some(logs) = std::env::var_os("KEYFUSE_REAL_LOGS") {
         let real = gaps(&[logs.to_string_lossy().into_owned()]);
         let known = ["agent_spans", "exposure_reports", "model_invocations", "networks", "outbound_calls", "provider_activity", "retrievals", "tool_calls"];

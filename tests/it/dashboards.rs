@@ -78,8 +78,11 @@ const MAY_BE_EMPTY: [&str; 5] =
 fn every_question_of_a_panel_answers_on_the_story() {
     let runtime = keyfuse::query::runtime().expect("a runtime");
     let detections = read_folder(std::path::Path::new("detections")).expect("detections");
-    let known =
-        Files { agents: Some("sample-data/llmjacking/agents.toml".into()), approvals: Some("sample-data/llmjacking/approvals.toml".into()), allow_list: None };
+    let known = Files {
+        agents: Some("sample-data/llmjacking/agents.toml".into()),
+        approvals: Some("sample-data/llmjacking/approvals.toml".into()),
+        ..Files::default()
+    };
     let dimensions = Dimensions::read(&known).expect("dimensions");
     let inputs = runtime.block_on(files::resolve(&["sample-data/llmjacking/*.jsonl".to_owned()], &Default::default())).expect("files");
     let replayed = replay(&inputs, plain_settings(&detections), runtime.handle(), |_, _| {}).unwrap_or_else(|errors| panic!("{}", errors[0]));

@@ -81,12 +81,15 @@ fn the_mapping_and_the_inventory_of_the_docs_are_good() {
     let formats = keyfuse::decode::read_mappings(&[mapping]).expect("a good mapping");
     assert_eq!(formats[0].name(), "acme_proxy");
     let toml = blocks("docs/knowing-your-world.md", "toml");
-    let (agents, approvals) = (folder.path().join("agents.toml"), folder.path().join("approvals.toml"));
-    std::fs::write(&agents, &toml[0]).expect("written");
-    std::fs::write(&approvals, &toml[1]).expect("written");
-    let known =
-        Dimensions::read(&Files { agents: Some(agents), approvals: Some(approvals), allow_list: None }).unwrap_or_else(|errors| panic!("{}", errors[0]));
-    assert!(known.knows(&keyfuse::table::agents::TABLE) && known.knows(&keyfuse::table::approvals::TABLE));
+    let written = |number: usize| {
+        let file = folder.path().join(format!("{number}.toml"));
+        std::fs::write(&file, &toml[number]).expect("written");
+        Some(file)
+    };
+    let files = Files { agents: written(0), approvals: written(1), expected_sources: written(2), allow_list: None };
+    let known = Dimensions::read(&files).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let tables = [&keyfuse::table::agents::TABLE, &keyfuse::table::approvals::TABLE, &keyfuse::table::expected_sources::TABLE];
+    assert!(tables.into_iter().all(|table| known.knows(table)));
 }
 
 #[test]

@@ -16,7 +16,7 @@ use keyfuse::alert::{AlertBook, AllowList, Status, alerts_of};
 use keyfuse::clock::{MINUTE, Micros, SECOND};
 use keyfuse::detect::analyse::Class;
 use keyfuse::detect::catalog::{LINEAGE, register_tables};
-use keyfuse::detect::{Detection, Engine, Finding, findings_of};
+use keyfuse::detect::{Detection, Engine, Finding, Plans, findings_of};
 use keyfuse::dimension::Dimensions;
 use keyfuse::late::{Window, sweep};
 use keyfuse::pipeline::{BROKER_SKEW, Lag, Progress, watermark};
@@ -288,12 +288,10 @@ struct Expected {
 }
 
 /// Plain SQL over all rows: on-time rows for what joins and counts (every row, if asked to), every row for what one row decides.
-async fn oracle(detections: &[Detection], stream: &[Row], with_late: bool) -> Expected {
-    let engine_side = std::thread::scope(|scope| scope.spawn(|| Engine::new(detections, &Fingerprinter::public(), &known())).join()).expect("no panic");
-    let engine_side = std::mem::ManuallyDrop::new(engine_side.unwrap_or_else(|errors| panic!("{}", errors[0])));
+async fn oracle(plans: &Plans, stream: &[Row], with_late: bool) -> Expected {
     let (timely, whole) = (world(stream, false).await, world(stream, true).await);
     let (mut settled, mut open) = (Vec::new(), Vec::new());
-    for (detection, analysis) in engine_side.detections() {
+    for (detection, analysis) in plans.detections() {
         let ctx = if with_late || analysis.class == Class::C0 { &whole } else { &timely };
         // What waits for time to pass counts as far as time has passed.
         let sure_to = if analysis.class == Class::C3 { end(stream) - analysis.wait } else { Micros::MAX };
@@ -427,8 +425,8 @@ impl<'s> Partitions<'s> {
 }
 
 /// The engine over the same rows, each partition in append order, in random batches, with evictions and crashes.
-fn live(detections: &[Detection], stream: &[Row], rng: &mut StdRng, broken: Broken) -> (BTreeMap<String, serde_json::Value>, usize) {
-    let fresh = || Engine::new(detections, &Fingerprinter::public(), &known()).unwrap_or_else(|errors| panic!("{}", errors[0]));
+fn live(plans: &Plans, stream: &[Row], rng: &mut StdRng, broken: Broken) -> (BTreeMap<String, serde_json::Value>, usize) {
+    let fresh = || Engine::of(plans, &known()).expect("an engine");
     // Half of the engines look at a few rows at a time, and are behind most of the time; half of those have no time for more than one
     // detection in a tick, and let keys rest that they looked at.
     let rows = if rng.random_bool(0.5) { usize::MAX } else { rng.random_range(1..2_000) };
@@ -498,12 +496,12 @@ fn live(detections: &[Detection], stream: &[Row], rng: &mut StdRng, broken: Brok
 }
 
 /// What the late sweep adds, once everything is there.
-fn swept(detections: &[Detection], stream: &[Row]) -> BTreeMap<String, serde_json::Value> {
+fn swept(plans: &Plans, stream: &[Row]) -> BTreeMap<String, serde_json::Value> {
     let past = Memory::default();
     stream.iter().for_each(|row| past.add(row.table, &row.batch));
     let window = Window { after: Micros::MIN, until: end(stream) };
-    let settings = keyfuse::late::Settings { dimensions: &known(), fingerprinter: &Fingerprinter::public(), allow: &AllowList::default(), budget: usize::MAX };
-    let (added, problems) = sweep(detections, window, &past, &[], &settings).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let settings = keyfuse::late::Settings { dimensions: &known(), allow: &AllowList::default(), budget: usize::MAX };
+    let (added, problems) = sweep(plans, window, &past, &[], &settings).expect("a sweep");
     assert!(problems.is_empty(), "{problems:?}");
     added.iter().map(|alert| (alert.alert_id.clone(), alert.content())).collect()
 }
@@ -524,7 +522,7 @@ fn stream(rng: &mut StdRng) -> Vec<Row> {
 
 #[test]
 fn live_alerts_equal_plain_sql_and_broken_engines_are_caught() {
-    let detections = all_detections();
+    let plans = Plans::new(&all_detections(), &Fingerprinter::public()).unwrap_or_else(|errors| panic!("{}", errors[0]));
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let seeds: u64 = std::env::var("KEYFUSE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
     let first: u64 = std::env::var("KEYFUSE_FIRST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -533,13 +531,13 @@ fn live_alerts_equal_plain_sql_and_broken_engines_are_caught() {
     for seed in first..seeds {
         let mut rng = StdRng::seed_from_u64(seed);
         let stream = stream(&mut rng);
-        let expected = runtime.block_on(oracle(&detections, &stream, false));
+        let expected = runtime.block_on(oracle(&plans, &stream, false));
         alerts += expected.settled.len();
-        let (got, crashed) = live(&detections, &stream, &mut rng, Broken::No);
+        let (got, crashed) = live(&plans, &stream, &mut rng, Broken::No);
         crashes += crashed;
         assert_same(seed, &expected.settled, &got);
-        let added = swept(&detections, &stream);
-        let mut late = runtime.block_on(oracle(&detections, &stream, true)).settled;
+        let added = swept(&plans, &stream);
+        let mut late = runtime.block_on(oracle(&plans, &stream, true)).settled;
         // What rows on time have told already, early ones included, late rows do not add.
         late.retain(|id, _| !expected.settled.contains_key(id) && !expected.open.contains_key(id));
         late_alerts += late.len();
@@ -547,7 +545,7 @@ fn live_alerts_equal_plain_sql_and_broken_engines_are_caught() {
         // Each broken engine runs until a stream has caught it.
         let broken = [Broken::LateRuleOff, Broken::WatermarkAhead, Broken::SlowestIgnored, Broken::AlertLogOff, Broken::NeverRetracts];
         for (broken, caught) in broken.into_iter().zip(&mut caught) {
-            if caught.is_none() && live(&detections, &stream, &mut StdRng::seed_from_u64(seed), broken).0 != expected.settled {
+            if caught.is_none() && live(&plans, &stream, &mut StdRng::seed_from_u64(seed), broken).0 != expected.settled {
                 *caught = Some(seed);
             }
         }

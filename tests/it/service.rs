@@ -171,6 +171,50 @@ fn the_own_world_is_known_from_files_and_compacted_topics_and_learnt_while_it_ru
     }
 }
 
+#[test]
+fn a_log_that_ought_to_arrive_is_missed_across_a_restart() {
+    for broker in brokers(1) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = config(folder.path(), &broker.address, &[&broker.topic]);
+        let file = folder.path().join("expected.csv");
+        let list =
+            "source,account_id,region,silence_seconds\ncloudtrail,111122223333,us-east-1,10m\ncloudtrail,111122223333,eu-west-1,10m\nexposure_reports,,,12h\n";
+        std::fs::write(&file, list).expect("written");
+        config.known.expected_sources = Some(file);
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let sender = sender(&broker.address);
+        let call = |region: &str, minute: i64| {
+            let record = inference(&format!("{region}-{minute}"), "x", minute);
+            let record = record.replace("{\"eventVersion\"", &format!(r#"{{"awsRegion":"{region}","recipientAccountId":"111122223333","eventVersion""#));
+            sender.send(&broker.topic, Some(0), None, record.as_bytes(), Some(START + minute * MINUTE)).expect("sent");
+            sender.flush(Duration::from_secs(10)).expect("taken");
+        };
+        let service = start(&config, &runtime);
+        call("us-east-1", 1);
+        call("eu-west-1", 2);
+        call("us-east-1", 9);
+        wait_for("three rows", || metric(&service, "keyfuse_rows_total") == 3 && metric(&service, "keyfuse_expected_sources") == 3);
+        assert_eq!(metric(&service, "keyfuse_silent_sources"), 0);
+        service.stop().expect("a clean stop");
+        // Another process: what it has not seen itself, the archive knows.
+        let service = start(&config, &runtime);
+        call("us-east-1", 14);
+        wait_for("a silent log", || metric(&service, "keyfuse_silent_sources") == 1);
+        [23, 31].into_iter().for_each(|minute| call("us-east-1", minute));
+        let told = || delivered(alert_file(&config)).into_values().filter(|alert| alert["detection"] == "COV-04").map(|alert| alert["alert_key"].clone());
+        wait_for("its alert", || told().count() == 1);
+        assert_eq!(told().next(), Some(serde_json::json!({"source": "cloudtrail", "account_id": "111122223333", "region": "eu-west-1", "kind": null})));
+        service.stop().expect("a clean stop");
+        let archive = runtime.block_on(Archive::open(&config.archive, &config.archive_options)).expect("opens");
+        let health = runtime.block_on(async {
+            let door = Door::open(Rows::Archive(&archive), &Dimensions::default(), &Fingerprinter::public(), Limits::default()).await.expect("opens");
+            door.ask("SELECT DISTINCT state, note FROM detection_health WHERE detection IN ('LLM-07', 'SHR-07')").await.expect("an answer")
+        });
+        let health = arrow::util::pretty::pretty_format_batches(&health.batches).expect("prints").to_string();
+        assert!(health.contains("| partial | silent: cloudtrail 111122223333 eu-west-1 |") && !health.contains("seeing"), "{health}");
+    }
+}
+
 struct Running(Child);
 
 impl Drop for Running {

@@ -34,7 +34,7 @@ fn dimensions(world: &World) -> Dimensions {
     let (agents, approvals) = (folder.path().join("agents.toml"), folder.path().join("approvals.toml"));
     std::fs::write(&agents, &world.agents).expect("written");
     std::fs::write(&approvals, &world.approvals).expect("written");
-    let files = Files { agents: Some(agents), approvals: Some(approvals), allow_list: None };
+    let files = Files { agents: Some(agents), approvals: Some(approvals), ..Files::default() };
     Dimensions::read(&files).unwrap_or_else(|errors| panic!("{}", errors[0]))
 }
 

@@ -23,17 +23,10 @@ const MANY: usize = 50;
 /// is compared with each.
 const ANCHORS: usize = 512;
 
-/// What one tick looks at of keys whose results have to become final.
-struct Parts {
+/// What one tick looks at of a detection's keys.
+struct Work {
+    /// Each over a part of the rows of some keys.
     runs: Vec<(HashSet<Key>, Part)>,
-    /// Families with new rows that have to wait.
-    left: Vec<(HashSet<Key>, Waiting)>,
-}
-
-/// What one tick takes of the new rows of a join.
-struct Deltas {
-    /// Scan, numbers of its rows, keys.
-    runs: Vec<(usize, Range<u64>, HashSet<Key>)>,
     /// Families with new rows that have to wait.
     left: Vec<(HashSet<Key>, Waiting)>,
 }
@@ -70,19 +63,16 @@ impl Engine {
         if class == Class::C1 && live.feeds.len() > 1 {
             let (entire, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| joined.contains(*key));
             self.run_apart_if_it_fails(number, &entire, &Part { numbers: everything.clone(), anchors: ALL_TIMES })?;
-            let deltas = self.deltas(number, &families, &others);
-            // Semi-naive: one run per scan with new rows, against all rows of the others.
-            for (scan, new, keys) in deltas.runs {
-                let mut numbers = everything.clone();
-                numbers[scan] = new;
-                self.run_apart_if_it_fails(number, &keys, &Part { numbers, anchors: ALL_TIMES })?;
+            let work = self.deltas(number, &families, &others, &everything);
+            for (keys, part) in work.runs {
+                self.run_apart_if_it_fails(number, &keys, &part)?;
             }
-            partly = deltas.left;
+            partly = work.left;
         } else if class == Class::C3 {
             let (fresh, others): (HashSet<Key>, HashSet<Key>) = keys.iter().partition(|key| loaded.contains(*key));
             for (keys, just_loaded) in [(fresh, true), (others, false)] {
                 let (entire, keys) = keys.into_iter().partition(|key| just_loaded || joined.contains(key));
-                let Parts { mut runs, left } = self.parts(number, keys, &families, &everything);
+                let Work { mut runs, left } = self.finals(number, keys, &families, &everything);
                 runs.push((entire, Part { numbers: everything.clone(), anchors: ALL_TIMES }));
                 for (keys, part) in runs.into_iter().filter(|(keys, _)| !keys.is_empty()) {
                     self.run_apart_if_it_fails(number, &keys, &part)?;
@@ -128,14 +118,14 @@ impl Engine {
 
     /// Class C3: what is looked at of these keys. Where rows of an anchor have results of their own, those rows only that are new
     /// (where results are told early), and those whose results have become final. Of very many new ones, as many as there is room for.
-    fn parts(&self, number: usize, keys: HashSet<Key>, families: &[HashSet<Key>], everything: &[Range<u64>]) -> Parts {
+    fn finals(&self, number: usize, keys: HashSet<Key>, families: &[HashSet<Key>], everything: &[Range<u64>]) -> Work {
         let live = &self.live[number];
         let whole = || Part { numbers: everything.to_vec(), anchors: ALL_TIMES };
         let anchor = live.anchor.and_then(|(scan, _)| match live.feeds[scan] {
             Feed::Store { store, .. } => Some((scan, &self.stores[store].store)),
             _ => None,
         });
-        let Some((scan, store)) = anchor else { return Parts { runs: vec![(keys, whole())], left: Vec::new() } };
+        let Some((scan, store)) = anchor else { return Work { runs: vec![(keys, whole())], left: Vec::new() } };
         let rows = self.tick_rows.min(live.bound);
         let together = rows.clamp(1, ANCHORS);
         // What is new, and what has become final since, differs by when a key was last looked at. Runs over the same of the anchor's
@@ -183,7 +173,7 @@ impl Engine {
             part.numbers[scan] = from..to;
             part
         };
-        Parts { runs: runs.into_iter().map(|(of, keys)| (keys, part(of))).collect(), left }
+        Work { runs: runs.into_iter().map(|(of, keys)| (keys, part(of))).collect(), left }
     }
 
     /// Rows that each row of an anchor is compared with, about, where so many of its rows are looked at together.
@@ -203,10 +193,10 @@ impl Engine {
         self.live[number].feeds.iter().map(|feed| if let Feed::Store { store, .. } = feed { self.stores[*store].store.next() } else { 0 }).collect()
     }
 
-    /// The new rows of a join that one tick takes, and the families of which some have to wait. Each new row meets the rows of the
+    /// Class C1, semi-naively: one run for the new rows of each scan, against all rows of the others. Each new row meets the rows of the
     /// other scans; a tick has room for [`PAIRS_PER_ROW`] such pairs for each row that it may look at. Families that need little of it
     /// come first, so that one of very many rows holds up none of them; of those, the one that waits longest gets half of the room.
-    fn deltas(&self, number: usize, families: &[HashSet<Key>], keys: &HashSet<Key>) -> Deltas {
+    fn deltas(&self, number: usize, families: &[HashSet<Key>], keys: &HashSet<Key>, everything: &[Range<u64>]) -> Work {
         let live = &self.live[number];
         let stores: Vec<(usize, &Store)> = (live.feeds.iter().enumerate())
             .filter_map(|(scan, feed)| if let Feed::Store { store, .. } = feed { Some((scan, &self.stores[*store].store)) } else { None })
@@ -262,7 +252,12 @@ impl Engine {
                 left.push((family.clone(), waits));
             }
         }
-        Deltas { runs: runs.into_iter().map(|((scan, from, end), keys)| (scan, from..end, keys)).collect(), left }
+        let part = |(scan, from, end): (usize, u64, u64)| {
+            let mut part = Part { numbers: everything.to_vec(), anchors: ALL_TIMES };
+            part.numbers[scan] = from..end;
+            part
+        };
+        Work { runs: runs.into_iter().map(|(of, keys)| (keys, part(of))).collect(), left }
     }
 
     /// Takes families out until the rest has no more rows than one tick looks at; gives the keys that were taken out.
