@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::clock::{DAY, Micros, SECOND, parse_length, parse_time, rfc3339};
 use crate::error::{At, Error, Result};
-use crate::table::{DIMENSIONS, Kind, Rows, STREAMS, Table, agents, allow_list, approvals, canaries, expected_sources, statements};
+use crate::table::{DIMENSIONS, Kind, Rows, STREAMS, Table, agents, allow_list, approvals, canaries, expected_sources, exposure_reports, statements};
 
 /// Rows of every dimension; a dimension without a file has none.
 #[derive(Clone, Debug, Default)]
@@ -132,6 +132,9 @@ static REQUIRED: [(&Table, &[&str], &str); 3] = [
     ),
 ];
 
+/// How long a log may be silent of which nothing else is said (seconds): four times the usual delivery of CloudTrail.
+const USUAL_SILENCE: i64 = 3600;
+
 /// An entry that says nothing of its end holds until then.
 const FOR_EVER: Micros = 4_102_444_800 * SECOND;
 
@@ -163,9 +166,14 @@ impl Dimensions {
     fn add_statements_of(&mut self, table: &'static Table, statements: &[Statement]) -> Vec<Error> {
         let mut problems = Vec::new();
         let mut good = vec![self.of(table)];
+        // Who states everything again every hour changes nothing.
+        let mut standing: std::collections::HashMap<&str, Option<&String>> = std::collections::HashMap::new();
+        let own = statements.iter().filter(|statement| statement.dimension == table.name);
+        let statements: Vec<&Statement> =
+            own.filter(|statement| standing.insert(&statement.key, statement.entry.as_ref()) != Some(statement.entry.as_ref())).collect();
         // From the newest backwards: what stands under a key now ends where the one after it began.
         let mut ends: std::collections::HashMap<&str, Micros> = std::collections::HashMap::new();
-        for statement in statements.iter().rev().filter(|statement| statement.dimension == table.name) {
+        for statement in statements.into_iter().rev() {
             let Some(entry) = &statement.entry else {
                 ends.insert(&statement.key, statement.holds_from);
                 continue;
@@ -303,6 +311,12 @@ fn append(rows: &mut Rows, table: &'static Table, entry: &Value) -> Result<(), S
             let known: Vec<&str> = STREAMS.iter().map(|stream| stream.name).filter(|name| *name != canaries::TABLE.name).collect();
             format!("source: `{name}` is no stream; there are {}", known.join(", "))
         })?;
+        if let Some(blank) = ["account_id", "region", "kind"].into_iter().find(|part| text_of(part).is_some_and(|text| text.trim().is_empty())) {
+            return Err(format!("{blank}: is empty; leave it out for any"));
+        }
+        if name == exposure_reports::TABLE.name && text_of("kind") == Some("keyfuse") {
+            return Err("kind: what keyfuse itself finds says nothing of what reports exposures".into());
+        }
         let mut parts = ["account_id", "region", "kind"].into_iter().zip(stream.origin());
         if let Some((part, _)) = parts.find(|(part, columns)| columns.is_empty() && text_of(part).is_some()) {
             return Err(format!("{part}: rows of {name} have none; leave it out"));
@@ -310,6 +324,9 @@ fn append(rows: &mut Rows, table: &'static Table, entry: &Value) -> Result<(), S
         let silence = column("silence_seconds").and_then(|index| cells.get(&index)?.as_i64());
         if silence.is_some_and(|silence| !(60..=12 * 3600).contains(&silence)) {
             return Err("silence_seconds: write a length from 1m to 12h: what is silent is looked for in a day of rows".into());
+        }
+        if let (None, Some(index)) = (silence, column("silence_seconds")) {
+            cells.insert(index, Value::from(USUAL_SILENCE));
         }
     }
     if let Some((index, value)) =

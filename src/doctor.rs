@@ -8,8 +8,6 @@ use std::collections::BTreeSet;
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, Int64Type};
-use datafusion::logical_expr::utils::split_conjunction;
-use datafusion::logical_expr::{BinaryExpr, Expr, Operator};
 use serde::Serialize;
 
 use crate::detect::analyse::Analysis;
@@ -164,7 +162,8 @@ static CHECKS: &[Check] = &[
         proven: true,
         hurts: &[],
         sql: "SELECT concat_ws(' ', source, 'account', account_id, region) AS place, concat_ws(' ', rows, 'rows, the last at', last_at) AS evidence, source
-              FROM (SELECT source, account_id, region, count(*) AS rows, max(append_time) AS last_at FROM arrivals GROUP BY source, account_id, region)
+              FROM (SELECT source, account_id, region, count(*) AS rows, max(append_time) AS last_at FROM arrivals
+                    WHERE source IN ('cloudtrail', 'model_invocations', 'retrievals', 'tool_calls') GROUP BY source, account_id, region)
               WHERE rows >= 20 AND last_at < (SELECT max(append_time) FROM arrivals) - INTERVAL '1 day'",
         switch_on: "Find out who ended it (COV-03, COV-04), or take it off.",
     },
@@ -172,17 +171,18 @@ static CHECKS: &[Check] = &[
         name: "expected logs",
         proven: true,
         hurts: &[],
-        sql: "WITH newest AS (SELECT max(append_time) AS at FROM arrivals),
-                   arrived AS (SELECT source, account_id, region, kind, max(append_time) AS last_at FROM arrivals GROUP BY source, account_id, region, kind),
-                   expected AS (SELECT e.source, e.account_id, e.region, e.kind, max(a.last_at) AS last_at, CAST(max(n.at) AS BIGINT) - CAST(max(a.last_at) AS BIGINT) AS pause, max(coalesce(e.silence_seconds, 3600)) AS may
-                                FROM expected_sources e CROSS JOIN newest n
+        sql: "WITH arrived AS (SELECT source, account_id, region, kind, min(append_time) AS first_at, max(append_time) AS last_at FROM arrivals GROUP BY source, account_id, region, kind),
+                   time AS (SELECT min(first_at) AS begins, max(last_at) AS now FROM arrived),
+                   expected AS (SELECT e.source, e.account_id, e.region, e.kind, max(a.last_at) AS last_at, min(e.silence_seconds) * 1000000 AS may,
+                                  CAST(max(t.now) AS BIGINT) - greatest(CAST(coalesce(max(a.last_at), max(t.begins)) AS BIGINT), CAST(min(e.valid_from) AS BIGINT)) AS silent
+                                FROM expected_sources e CROSS JOIN time t
                                 LEFT JOIN arrived a ON a.source = e.source AND (e.account_id IS NULL OR a.account_id = e.account_id)
                                   AND (e.region IS NULL OR a.region = e.region) AND (e.kind IS NULL OR a.kind = e.kind)
-                                WHERE e.valid_from <= n.at AND n.at < e.valid_to
+                                WHERE e.valid_from <= t.now AND t.now < e.valid_to
                                 GROUP BY e.source, e.account_id, e.region, e.kind)
               SELECT concat_ws(' ', source, 'account ' || account_id, region, kind, coalesce('since ' || CAST(last_at AS VARCHAR), '(never came)')) AS place,
                      concat_ws(' ', count(*) OVER (), 'of', (SELECT count(*) FROM expected), 'are silent') AS evidence, source
-              FROM expected WHERE last_at IS NULL OR pause > may * 1000000",
+              FROM expected WHERE silent > may",
         switch_on: "Find out who ended it (COV-03, COV-04), look at bucket, connector and topic, or give the entry of expected_sources its end.",
     },
 ];
@@ -267,11 +267,7 @@ impl Gap {
 /// Columns that detections read and no row fills.
 async fn empty_columns(door: &Door, engine: &Engine, table: &str) -> Result<Option<Gap>> {
     let mut read: BTreeSet<String> = BTreeSet::new();
-    let columns_of = |analysis: &Analysis| -> BTreeSet<String> {
-        let scans = analysis.scans.iter().filter(|scan| scan.table == table);
-        let wanted = scans.flat_map(|scan| scan.filters.iter().flat_map(split_conjunction)).filter(|conjunct| !is_content_with_null(conjunct));
-        wanted.flat_map(|conjunct| conjunct.column_refs().into_iter().map(|column| column.name.clone()).collect::<Vec<_>>()).collect()
-    };
+    let columns_of = |analysis: &Analysis| analysis.columns_read().into_iter().filter(|(of, _)| of == table).map(|(_, column)| column).collect::<Vec<_>>();
     engine.detections().for_each(|(_, analysis)| read.extend(columns_of(analysis)));
     if read.is_empty() {
         return Ok(None);
@@ -287,15 +283,6 @@ async fn empty_columns(door: &Door, engine: &Engine, table: &str) -> Result<Opti
     let detections = hurt(engine, hurts);
     let why = "The log does not carry them, or a field has another name there: `keyfuse explain-format FILE` shows what is left over.".to_owned();
     Ok(Some(Gap::new("columns that nothing fills", empty.clone(), false, "null in every row".into(), detections, why, engine)))
-}
-
-/// `invoked_by IS NULL`, and `x IS NULL OR …`: such a column may well be empty.
-fn is_content_with_null(conjunct: &Expr) -> bool {
-    match conjunct {
-        Expr::IsNull(_) => true,
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => is_content_with_null(left) || is_content_with_null(right),
-        _ => false,
-    }
 }
 
 fn hurt(engine: &Engine, suffers: impl Fn(&Detection, &Analysis) -> bool) -> Vec<String> {

@@ -31,6 +31,8 @@ pub struct Metrics {
     pub detection_blind: IntGaugeVec,
     pub expected_sources: IntGaugeVec,
     pub silent_sources: IntGaugeVec,
+    pub detection_empty_columns: IntGaugeVec,
+    pub detection_last: prometheus::GaugeVec,
     pub detection_behind: prometheus::GaugeVec,
     pub canaries: IntCounterVec,
     pub canary_last_seen: prometheus::GaugeVec,
@@ -61,6 +63,9 @@ pub struct Metrics {
     pub delivery_failures: IntCounterVec,
     pub dead_letters: IntCounterVec,
 }
+
+/// The signs of life of a detection: label `what` of `keyfuse_detection_last_timestamp_seconds`.
+pub const DETECTION_SIGNS: [&str; 3] = ["candidate", "near_miss", "finding"];
 
 /// Where a name is not valid: a bug that the first scrape test finds.
 type Made<T> = prometheus::Result<T>;
@@ -128,6 +133,21 @@ impl Metrics {
                     Opts::new("keyfuse_silent_sources", "Logs that ought to arrive and have been silent for longer than they may; COV-04 names them"),
                     &["table"],
                 )?,
+            )?,
+            detection_empty_columns: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "keyfuse_detection_empty_columns",
+                        "Columns that a detection's predicates read and that no row has filled in the last day; table detection_health names them",
+                    ),
+                    &["detection"],
+                )?,
+            )?,
+            detection_last: gauges(
+                "keyfuse_detection_last_timestamp_seconds",
+                "Append time at a detection's last candidate, near miss and finding since it was loaded; 0 before the first",
+                &["detection", "what"],
             )?,
             detection_behind: gauges(
                 "keyfuse_detection_behind_seconds",
@@ -233,6 +253,10 @@ impl Metrics {
             self.detection_suspended.with_label_values(&[name]);
             self.detection_blind.with_label_values(&[name]);
             self.detection_behind.with_label_values(&[name]);
+            self.detection_empty_columns.with_label_values(&[name]);
+            for what in DETECTION_SIGNS {
+                self.detection_last.with_label_values(&[name.as_str(), what]);
+            }
             self.canary_last_seen.with_label_values(&[name]);
             for outcome in CANARY_OUTCOMES {
                 self.canaries.with_label_values(&[name.as_str(), outcome]);

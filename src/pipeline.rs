@@ -31,12 +31,12 @@ use crate::archive::{Archive, ArchiveHistory, Flushed, Positions};
 use crate::clock::{self, Micros};
 use crate::config::Config;
 use crate::decode::{self, Decoder, Message, read_mappings};
-use crate::detect::{Detection, Engine, Finding, Plans, read_folder};
+use crate::detect::{Detection, Engine, Finding, Plans, Tally, read_folder};
 use crate::dimension::{Dimensions, Statement};
 use crate::error::{At, Error, Fault, Result};
 use crate::late::Window;
 use crate::limits;
-use crate::metrics::Metrics;
+use crate::metrics::{DETECTION_SIGNS, Metrics};
 use crate::query::{Doors, Limits};
 use crate::schedule;
 use crate::secret::Fingerprinter;
@@ -176,7 +176,6 @@ impl Service {
         let plans = Plans::new(&detections, &fingerprinter)?;
         let mut engine = engine_for(config, &plans, &dimensions).map_err(one)?;
         engine.begin(&spans);
-        asking::hear_of_sources(&mut engine, &archive, decided_to, &dimensions, &fingerprinter).map_err(one)?;
         let decoding = decode::Settings {
             fingerprinter: fingerprinter.clone(),
             networks,
@@ -542,6 +541,7 @@ impl Worker {
     }
 
     fn work(&mut self, events: &Receiver<Event>, orders: &Receiver<Order>) -> Result<()> {
+        self.ask_sources();
         self.tell_canaries(|worker| Told::Detections(worker.detections.values().cloned().collect()));
         loop {
             self.obey(orders)?;
@@ -663,6 +663,15 @@ impl Worker {
         }
     }
 
+    /// Asks what the archive has heard of logs that ought to arrive and that are new to the engine.
+    fn ask_sources(&mut self) {
+        let at = self.engine.progress().max(self.decided_to);
+        self.engine.expected().asks();
+        if !self.engine.expected().is_empty() {
+            let _ = self.questions.send(Question { what: What::Sources(at), dimensions: Arc::clone(&self.dimensions) });
+        }
+    }
+
     /// Asks what late rows add, unless that is being asked already.
     fn ask_late(&mut self, archived_to: Option<Micros>) {
         let Some(until) = archived_to.filter(|_| !self.sweeping) else { return };
@@ -675,6 +684,7 @@ impl Worker {
     fn take_answer(&mut self, answer: Answer) -> Result<()> {
         let failure = match answer {
             Answer::Scheduled(detection, at, Ok(mut findings)) => {
+                self.engine.note_asked(&detection, at, Some(findings.len()));
                 findings.retain(|finding| self.engine.is_sure(&detection, finding.alert_time, at));
                 findings.iter_mut().for_each(|finding| finding.warming = self.engine.is_warming(&detection, finding.alert_time));
                 self.take_findings(&findings, None);
@@ -693,7 +703,14 @@ impl Worker {
                 self.tell_updates(true)?;
                 return self.log.lock().unwrap_or_else(PoisonError::into_inner).swept(until);
             }
+            Answer::Sources(Ok(heard)) => return Ok(self.engine.expected().hear_all(&heard)?),
+            Answer::Sources(Err(error)) => {
+                // What is listened for from now on is better than nothing.
+                self.engine.expected().hear_all(&[])?;
+                error
+            }
             Answer::Scheduled(detection, at, Err(error)) => {
+                self.engine.note_asked(&detection, at, None);
                 let failed = self.failed_moments.entry(detection.id).or_default();
                 failed.insert(at);
                 // A question that always fails must not keep the others waiting.
@@ -928,7 +945,7 @@ impl Worker {
     fn report(&self) {
         let (mut expected, mut silent) = (HashMap::new(), HashMap::new());
         self.engine.expected_sources().for_each(|table| *expected.entry(table.name).or_insert(0) += 1);
-        self.engine.silent_sources().for_each(|(table, _)| *silent.entry(table.name).or_insert(0) += 1);
+        self.engine.silent_sources().into_values().for_each(|table| *silent.entry(table.name).or_insert(0) += 1);
         for table in STREAMS {
             self.metrics.expected_sources.with_label_values(&[table.name]).set(expected.get(table.name).copied().unwrap_or(0));
             self.metrics.silent_sources.with_label_values(&[table.name]).set(silent.get(table.name).copied().unwrap_or(0));
@@ -936,6 +953,11 @@ impl Worker {
         for report in self.engine.report() {
             self.metrics.detection_suspended.with_label_values(&[&report.detection]).set(i64::from(report.suspended.is_some()));
             self.metrics.detection_behind.with_label_values(&[&report.detection]).set(report.behind as f64 / 1e6);
+            self.metrics.detection_empty_columns.with_label_values(&[&report.detection]).set(report.empty.len() as i64);
+            let Tally { last_candidate, last_near_miss, last_finding, .. } = report.tally;
+            for (what, at) in DETECTION_SIGNS.into_iter().zip([last_candidate, last_near_miss, last_finding]) {
+                self.metrics.detection_last.with_label_values(&[report.detection.as_str(), what]).set(at.unwrap_or(0) as f64 / 1e6);
+            }
             let seconds = self.metrics.detection_seconds.with_label_values(&[&report.detection]);
             seconds.inc_by((report.tally.busy.as_secs_f64() - seconds.get()).max(0.0));
         }
@@ -1101,14 +1123,18 @@ impl Worker {
                 }
                 (None, false, false) => ("blind", Some(format!("nothing arrives of {}", report.missing.join(", ")))),
                 (None, false, true) if !report.silent.is_empty() => ("partial", Some(silence_of(&report.silent))),
+                (None, false, true) if report.warming.is_some() => {
+                    ("warming", report.warming.map(|until| format!("until {}: what it measures against begins too late before that", clock::rfc3339(until))))
+                }
                 (None, false, true) => ("seeing", None),
             };
-            self.metrics.detection_blind.with_label_values(&[&report.detection]).set(i64::from(!["seeing", "partial"].contains(&state)));
+            self.metrics.detection_blind.with_label_values(&[&report.detection]).set(i64::from(["suspended", "failing", "blind"].contains(&state)));
             rows.time(health::AT, Some(now));
             rows.text(health::DETECTION, Some(&report.detection));
             rows.text(health::CLASS, Some(&format!("{:?}", report.class)));
             rows.text(health::STATE, Some(state));
             rows.text(health::NOTE, note.as_deref());
+            rows.text(health::EMPTY_COLUMNS, Some(report.empty.join(", ")).as_deref().filter(|empty| !empty.is_empty()));
             rows.int(health::CANDIDATES, Some(report.tally.candidates as i64));
             rows.int(health::FINDINGS, Some(report.tally.findings as i64));
             rows.time(health::LAST_CANDIDATE_AT, report.tally.last_candidate);
@@ -1241,6 +1267,7 @@ impl Worker {
         self.doors.set_dimensions(&self.dimensions);
         self.book.set_allow_list(world.allow);
         self.decoders.values_mut().for_each(|decoder| decoder.set_networks(&world.networks));
+        self.ask_sources();
     }
 
     fn reload(&mut self) {

@@ -75,7 +75,7 @@ fn admission(place: &str, detections: &[Detection], rules: &Rules) -> Result<(),
             engine.largest_key(&report.detection)
         );
     }
-    println!("kept rows/s: rows that pass the predicates; largest key: rows kept under one key; time: share of all evaluation");
+    println!("kept rows/s: rows that pass the predicates; largest key: rows kept under one key at a time; time: share of all evaluation");
     Ok(())
 }
 

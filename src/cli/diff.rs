@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keyfuse::alert::{Alert, AlertBook};
+use keyfuse::clock::Micros;
 use keyfuse::detect::Detection;
 use keyfuse::error::Error;
 use keyfuse::text::visible;
@@ -13,7 +14,7 @@ use super::terminal::{Style, coloured};
 
 /// Which alerts does a changed detection gain and lose, over the archive? Exit code 1 if there are any.
 ///
-/// Alerts are the same if alert key and time are: the two may have different ids.
+/// Alerts are the same if alert key and dedup bucket are (the longer of the two): the two may have different ids.
 #[derive(clap::Args)]
 pub struct Args {
     /// The detection as it is: a name such as EXP-01, or a file.
@@ -33,7 +34,8 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let past = args.stretch.open()?;
     let (old, _) = past.alerts(std::slice::from_ref(&before), false)?;
     let (new, _) = past.alerts(std::slice::from_ref(&after), false)?;
-    let (old, new) = (by_identity(&old), by_identity(&new));
+    let bucket = before.dedup.max(after.dedup);
+    let (old, new) = (by_identity(&old, bucket), by_identity(&new, bucket));
     let style = Style { colour: coloured() };
     let all: BTreeSet<_> = old.keys().chain(new.keys()).collect();
     let (mut gained, mut lost, mut changed) = (0, 0, 0);
@@ -58,7 +60,10 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     Ok(if gained + lost + changed == 0 { Outcome::Clean } else { Outcome::Found })
 }
 
-/// Alerts by key and the time of their bucket.
-fn by_identity(book: &AlertBook) -> BTreeMap<(String, i64), &Alert> {
-    book.all().into_iter().map(|alert| ((serde_json::json!(alert.alert_key).to_string(), alert.first_time), alert)).collect()
+/// Alerts by key and bucket; within one, the first.
+fn by_identity(book: &AlertBook, bucket: Micros) -> BTreeMap<(String, i64), &Alert> {
+    let identity = |alert: &Alert| (serde_json::json!(alert.alert_key).to_string(), alert.first_time.div_euclid(bucket));
+    let mut all = book.all();
+    all.sort_by_key(|alert| std::cmp::Reverse(alert.first_time));
+    all.into_iter().map(|alert| (identity(alert), alert)).collect()
 }

@@ -34,16 +34,18 @@ enum What {
     ExpectedSources,
 }
 
-/// Each log that arrived, with how many rows and its longest pause (seconds).
+/// Each log that arrived, with how many rows, and its longest pause (minutes), that which still lasts included.
 const SOURCES: &str = "
-SELECT CAST(source AS VARCHAR), CAST(account_id AS VARCHAR), CAST(region AS VARCHAR), CAST(kind AS VARCHAR), count(*) AS rows, max(pause) / 1000000 AS pause
-FROM (SELECT source, account_id, region, kind, CAST(append_time AS BIGINT) - CAST(lag(append_time) OVER (PARTITION BY source, account_id, region, kind ORDER BY append_time) AS BIGINT) AS pause FROM arrivals)
-GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4";
+WITH minutes AS (SELECT source, account_id, region, kind, CAST(date_part('epoch', append_time) AS BIGINT) / 60 AS at, count(*) AS n FROM arrivals GROUP BY 1, 2, 3, 4, 5),
+     pauses AS (SELECT *, at - lag(at) OVER (PARTITION BY source, account_id, region, kind ORDER BY at) AS pause FROM minutes)
+SELECT CAST(source AS VARCHAR), CAST(account_id AS VARCHAR), CAST(region AS VARCHAR), CAST(kind AS VARCHAR), sum(n),
+  greatest(max(pause), (SELECT max(at) FROM minutes) - max(at))
+FROM pauses GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4";
 
 /// Of a pause, so many times as long is silence; an hour at least.
 const PAUSES: i64 = 4;
-/// The longest silence that can be asked for (seconds).
-const LONGEST_SILENCE: i64 = 12 * 3600;
+/// The longest silence that can be asked for (hours).
+const LONGEST_SILENCE: i64 = 12;
 
 /// Longest list that is proposed; a longer one would allow nearly everything and is left open, with a remark.
 const LONGEST: usize = 50;
@@ -123,10 +125,10 @@ fn sources(answer: &Answer, at_least: i64) -> KeyfuseResult<String> {
         for row in (0..batch.num_rows()).filter(|row| rows.value(*row) >= at_least) {
             let told = [("source", 0), ("account_id", 1), ("region", 2), ("kind", 3)].into_iter().filter(|(_, column)| texts[*column].is_valid(row));
             let told: Vec<String> = told.map(|(name, column)| format!("{name} = {}", quoted(texts[column].as_string::<i32>().value(row)))).collect();
-            let pause = if pauses.is_valid(row) { pauses.value(row) } else { LONGEST_SILENCE };
-            let silence = (pause.saturating_mul(PAUSES).max(3600) + 3599) / 3600;
-            let seen = format!("{} rows, longest pause {} min", rows.value(row), pause / 60);
-            let _ = match silence * 3600 <= LONGEST_SILENCE {
+            let pause = pauses.value(row);
+            let silence = (pause.saturating_mul(PAUSES).saturating_add(59) / 60).max(1);
+            let seen = format!("{} rows, longest pause {pause} min", rows.value(row));
+            let _ = match silence <= LONGEST_SILENCE {
                 true => write!(page, "\n[[expected_sources]]  # {seen}\n{}\nsilence_seconds = \"{silence}h\"\n# owner = \"\"\n", told.join("\n")),
                 false => write!(page, "\n# left out, {seen}: {}\n", told.join(", ")),
             };

@@ -8,7 +8,7 @@
 //! - **Reach**: a difference-bound matrix over the event times of all scans and `alert_time`, closed by Floyd–Warshall.
 //! - **Class**: C0 one row, C1 monotone joins, C2 thresholds that only rise. Everything else is refused here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::datatypes::DataType;
 use datafusion::common::{Column, DFSchema, JoinType, ScalarValue};
@@ -194,7 +194,7 @@ pub struct Analysis {
     /// Output columns and how they merge.
     pub columns: Vec<(String, Merge)>,
     /// Dimensions without which it finds nothing (inner and semi joins; those that only take away are not among them).
-    pub required: std::collections::BTreeSet<String>,
+    pub required: BTreeSet<String>,
     /// Widest reach of any scan before and after `alert_time`.
     pub back: Micros,
     pub ahead: Micros,
@@ -202,6 +202,27 @@ pub struct Analysis {
     pub wait: Micros,
     /// The scan of whose rows each gives results of its own moment only: `alert_time` is its `event_time` plus so much, exactly.
     pub anchor: Option<(usize, Micros)>,
+}
+
+impl Analysis {
+    /// The columns that predicates on streams read, each with its table: where no row fills one, they let nothing through. Columns that
+    /// may well be empty (`invoked_by IS NULL`, and `x IS NULL OR …`) are not among them.
+    pub fn columns_read(&self) -> BTreeSet<(String, String)> {
+        let of_scan = |scan: &ScanInfo| {
+            let conjuncts = scan.filters.iter().flat_map(split_conjunction).filter(|conjunct| !is_content_with_null(conjunct));
+            let columns = conjuncts.flat_map(|conjunct| conjunct.column_refs().into_iter().map(|column| (scan.table.clone(), column.name.clone())));
+            columns.collect::<Vec<_>>()
+        };
+        self.scans.iter().filter(|scan| scan.is_stream()).flat_map(of_scan).collect()
+    }
+}
+
+fn is_content_with_null(conjunct: &Expr) -> bool {
+    match conjunct {
+        Expr::IsNull(_) => true,
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => is_content_with_null(left) || is_content_with_null(right),
+        _ => false,
+    }
 }
 
 /// What the author declared, as far as the analysis needs it.
@@ -285,7 +306,7 @@ pub fn analyse_scheduled(plan: &LogicalPlan, declared: &Declared<'_>) -> Result<
         class: Class::C4,
         needs: Needs::Any(streams),
         columns: names.into_iter().map(|name| if name == "level" { (name, Merge::Level) } else { (name, Merge::First) }).collect(),
-        required: std::collections::BTreeSet::new(),
+        required: BTreeSet::new(),
         back: 0,
         ahead: 0,
         wait: 0,
@@ -360,7 +381,7 @@ struct Walk {
     /// Each needs one of its nodes in the key class: joins, groupings, windows.
     keyed: Vec<(Vec<usize>, String)>,
     class: Option<Class>,
-    required: std::collections::BTreeSet<String>,
+    required: BTreeSet<String>,
 }
 
 impl Walk {

@@ -27,6 +27,7 @@ use retention::{Retention, is_slow, probed_scans, retention_of, settles_after};
 use super::analyse::{Analysis, Class, Merge};
 use super::expected::Expected;
 use super::file::{Detection, Schedule};
+use super::filled::Filled;
 use super::filter::FilterPass;
 use super::finding::Finding;
 use super::lineage::Lineage;
@@ -124,7 +125,8 @@ struct Waiting {
     looked: Looked,
 }
 
-/// What a detection has seen and done since it was loaded.
+/// What a detection has seen and done since it was loaded. For one with a schedule the times are the moments that it was asked about:
+/// the last, the last that gave nothing, and the last that gave something.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     pub runs: u64,
@@ -140,6 +142,13 @@ pub struct Tally {
     pub last_candidate: Option<Micros>,
     pub last_near_miss: Option<Micros>,
     pub last_finding: Option<Micros>,
+}
+
+/// A detection that is asked over the archive at fixed times.
+struct Asked {
+    detection: Arc<Detection>,
+    analysis: Analysis,
+    tally: Tally,
 }
 
 struct Pass {
@@ -175,6 +184,10 @@ pub struct EngineReport {
     pub missing: Vec<String>,
     /// Logs of its streams that ought to arrive and are silent.
     pub silent: Vec<String>,
+    /// Columns that its predicates read, of streams that arrive, and that no row of the last day has filled: `table.column`.
+    pub empty: Vec<String>,
+    /// Until when (append time) the past that it measures against is not there whole.
+    pub warming: Option<Micros>,
     /// Keys with results that wait for time to pass.
     pub undecided: usize,
     /// For how long (append time) it has not got through all that there is to look at.
@@ -190,7 +203,7 @@ pub struct Engine {
     stores: Vec<StoreEntry>,
     live: Vec<Live>,
     /// Asked over the archive, not here.
-    scheduled: Vec<(Arc<Detection>, Analysis)>,
+    scheduled: Vec<Asked>,
     lineage: Lineage,
     links: Links,
     hasher: KeyHasher,
@@ -203,6 +216,8 @@ pub struct Engine {
     tick_time: Duration,
     /// Things that went wrong and are worth telling: detection and message.
     problems: Vec<(String, String)>,
+    /// In a backtest, fetched rows from this event time on count as candidates.
+    counts_from: Option<Micros>,
     /// Late rows take part: only while their keys are swept.
     with_late: bool,
     /// How far append time has come on all partitions.
@@ -212,6 +227,7 @@ pub struct Engine {
     began: Option<Micros>,
     /// Logs that ought to arrive.
     expected: Expected,
+    filled: Filled,
     /// Per stream, that of its latest row.
     arrived: HashMap<&'static str, Micros>,
     /// Per stream, the append time of the first row that there ever was.
@@ -272,11 +288,13 @@ impl Engine {
             tick_rows: usize::MAX,
             tick_time: Duration::MAX,
             problems: Vec::new(),
+            counts_from: None,
             with_late: false,
             progress: Micros::MIN,
             newest: Micros::MIN,
             began: None,
-            expected: Expected::of(dimensions),
+            expected: Expected::of(dimensions)?,
+            filled: Filled::default(),
             arrived: HashMap::new(),
             begins: HashMap::new(),
             knows_beginnings: false,
@@ -319,7 +337,7 @@ impl Engine {
     fn register(&mut self, compiled: &Compiled, state: &SessionState, dimensions: &Dimensions) -> Result<()> {
         let (detection, analysis) = (Arc::clone(&compiled.detection), compiled.analysis.clone());
         let Some(plan) = &compiled.plan else {
-            self.scheduled.push((detection, analysis));
+            self.scheduled.push(Asked { detection, analysis, tally: Tally::default() });
             return Ok(());
         };
         let plan = plan.another()?;
@@ -415,8 +433,8 @@ impl Engine {
         // What keyfuse says of itself is no sign that time goes on in the logs.
         if !std::ptr::eq(table, &canaries::TABLE) {
             self.newest = self.newest.max(at);
-            self.expected.see(table, batch);
-            self.expected.listens_since(at);
+            self.expected.see(table, batch, at);
+            self.filled.see(table, batch, at);
         }
         let arrived = self.arrived.entry(table.name).or_insert(at);
         *arrived = at.max(*arrived);
@@ -531,6 +549,7 @@ impl Engine {
     /// # Errors
     /// The history cannot be read.
     pub fn backtest(&mut self, history: &dyn History, since: Micros) -> Result<()> {
+        self.counts_from = Some(since);
         self.restore(history, Some(since))?;
         for number in 0..self.live.len() {
             let Some((scan, _)) = self.live[number].batch_scan() else { continue };
@@ -550,6 +569,7 @@ impl Engine {
         let Some((number, scan)) = live.batch_scan() else { return Ok(()) };
         let mask = pass_of(passes, table)?.filter.over(batch).rows_of(scan)?;
         if let Some(rows) = chosen_rows(batch, &live.analysis.scans[number].projection, mask.as_ref())? {
+            live.tally.candidates += rows.num_rows() as u64;
             live.decide_rows(number, rows, runtime, ready, problems);
         }
         Ok(())
@@ -681,7 +701,10 @@ impl Engine {
         let touched = entry.store.insert(batch, &mask, &keys, &self.hasher)?;
         for user in &entry.users {
             self.live[*user].touch(number, &touched, self.progress);
-            self.live[*user].tally.candidates += touched.len() as u64;
+            // What a running service fetches again it has counted when it came.
+            if let Some(from) = self.counts_from {
+                self.live[*user].tally.candidates += touched.iter().filter(|(_, time)| *time >= from).count() as u64;
+            }
         }
         Ok(())
     }
@@ -733,7 +756,6 @@ impl Engine {
         self.knows_beginnings = true;
         self.begins.extend(spans.iter().map(|(table, (first, _))| (table.name, *first)));
         self.arrived.extend(spans.iter().map(|(table, (_, last))| (table.name, *last)));
-        spans.iter().map(|(_, (first, _))| *first).min().into_iter().for_each(|first| self.expected.listens_since(first));
     }
 
     /// The logs that ought to arrive, to be told what arrived before this engine began.
@@ -741,14 +763,15 @@ impl Engine {
         &mut self.expected
     }
 
-    /// The logs that ought to arrive and are silent, each with the stream that it fills.
-    pub fn silent_sources(&self) -> impl Iterator<Item = (&'static Table, String)> {
-        self.expected.silent(self.newest.max(self.progress))
+    /// The logs that ought to arrive and are silent, each with the stream that it fills: as far as time has come on all partitions, for
+    /// one that lags is not silent.
+    pub fn silent_sources(&self) -> BTreeMap<String, &'static Table> {
+        self.expected.silent(self.progress)
     }
 
     /// The streams of the logs that ought to arrive, one for each log.
     pub fn expected_sources(&self) -> impl Iterator<Item = &'static Table> {
-        self.expected.expected(self.newest.max(self.progress))
+        self.expected.expected(self.progress)
     }
 
     /// Per detection, up to where it has looked at everything: that it says no more of an alert that would be final only later means
@@ -770,8 +793,8 @@ impl Engine {
                 }
             }
         }
-        let before = std::mem::replace(&mut self.expected, Expected::of(dimensions));
-        self.expected.heard_as(&before, self.newest);
+        let before = std::mem::replace(&mut self.expected, Expected::of(dimensions)?);
+        self.expected.heard_as(&before);
         Ok(())
     }
 
@@ -785,12 +808,23 @@ impl Engine {
         self.newest
     }
 
-    /// Takes over where the past begins from the engine that this one replaces.
+    /// Takes over from the engine that this one replaces where the past begins, what was heard of sources, and what was counted of
+    /// detections that are the same.
     pub fn begins_as(&mut self, other: &Engine) {
+        for live in &mut self.live {
+            let same = other.live.iter().find(|known| known.detection.id == live.detection.id && known.detection.sql == live.detection.sql);
+            // What failed is decided again now.
+            same.into_iter().for_each(|known| live.tally = Tally { failed: false, ..known.tally.clone() });
+        }
+        for asked in &mut self.scheduled {
+            let same = other.scheduled.iter().find(|known| known.detection.id == asked.detection.id && known.detection.sql == asked.detection.sql);
+            same.into_iter().for_each(|known| asked.tally = known.tally.clone());
+        }
         self.begins.clone_from(&other.begins);
         self.arrived.clone_from(&other.arrived);
         self.knows_beginnings = other.knows_beginnings;
-        self.expected.heard_as(&other.expected, other.newest);
+        self.expected.heard_as(&other.expected);
+        self.filled.clone_from(&other.filled);
     }
 
     /// Results of class C3 that wait for append time to pass: keys with at least one.
@@ -883,6 +917,7 @@ impl Engine {
             suspended: live.suspended.clone(),
             tally: live.tally.clone(),
             undecided: live.timers.values().map(HashSet::len).sum(),
+            warming: live.begins(&self.begins).filter(|begins| *begins > self.newest.max(self.progress)),
             behind: if live.dirty.is_empty() || live.suspended.is_some() {
                 0
             } else {
@@ -891,13 +926,18 @@ impl Engine {
             resting: live.resting.len(),
             ..self.report_of(&live.detection, &live.analysis)
         });
-        live.chain(self.scheduled.iter().map(|(detection, analysis)| self.report_of(detection, analysis))).collect()
+        let asked = |asked: &Asked| EngineReport { tally: asked.tally.clone(), ..self.report_of(&asked.detection, &asked.analysis) };
+        live.chain(self.scheduled.iter().map(asked)).collect()
     }
 
-    /// Most rows that are kept under one key of a detection. Looks at every key.
+    /// Most rows under one key of a detection, of those that a running engine keeps at a time. Looks at every key.
     pub fn largest_key(&self, detection: &str) -> usize {
         let live = self.live.iter().filter(|live| live.detection.name == detection);
-        live.flat_map(|live| live.stores()).map(|store| self.stores[store].store.largest_key()).max().unwrap_or(0)
+        let largest = |store: usize| {
+            let entry = &self.stores[store];
+            entry.store.largest_key(entry.retention.iter().map(|r| r.stay).max().unwrap_or(0))
+        };
+        live.flat_map(|live| live.stores()).map(largest).max().unwrap_or(0)
     }
 
     /// What is the same whether a detection is live or scheduled: whether what it needs arrives.
@@ -918,9 +958,16 @@ impl Engine {
         EngineReport {
             detection: detection.name.clone(),
             class: analysis.class,
-            silent: self.silent_sources().filter(|(table, _)| analysis.scans.iter().any(|scan| scan.table == table.name)).map(|(_, name)| name).collect(),
+            empty: self.empty_columns(analysis),
+            silent: self
+                .silent_sources()
+                .into_iter()
+                .filter(|(_, table)| analysis.scans.iter().any(|scan| scan.table == table.name))
+                .map(|(name, _)| name)
+                .collect(),
             missing,
             suspended: None,
+            warming: None,
             undecided: 0,
             behind: 0,
             resting: 0,
@@ -928,9 +975,17 @@ impl Engine {
         }
     }
 
+    fn empty_columns(&self, analysis: &Analysis) -> Vec<String> {
+        let read = analysis.columns_read().into_iter().filter(|(table, column)| {
+            let place = by_name(table).and_then(|table| Some((table, table.columns.iter().position(|known| known.name == column)?)));
+            place.is_some_and(|(table, column)| self.filled.is_empty(table, column, self.newest))
+        });
+        read.map(|(table, column)| format!("{table}.{column}")).collect()
+    }
+
     /// The detections and what was inferred of them.
     pub fn detections(&self) -> impl Iterator<Item = (&Arc<Detection>, &Analysis)> {
-        self.live.iter().map(|live| (&live.detection, &live.analysis)).chain(self.scheduled.iter().map(|(detection, analysis)| (detection, analysis)))
+        self.live.iter().map(|live| (&live.detection, &live.analysis)).chain(self.scheduled.iter().map(|asked| (&asked.detection, &asked.analysis)))
     }
 
     /// The detections that are asked over the archive, those among them that had to be switched off.
@@ -941,7 +996,19 @@ impl Engine {
             let schedule = Some(Schedule { every: INSTEAD_EVERY, over: reach + 2 * INSTEAD_EVERY });
             Scheduled { detection: Arc::new(Detection { schedule, ..Detection::clone(&live.detection) }), instead: Some(live.analysis.columns.clone()) }
         });
-        self.scheduled.iter().map(|(detection, _)| Scheduled { detection: Arc::clone(detection), instead: None }).chain(switched_off)
+        self.scheduled.iter().map(|asked| Scheduled { detection: Arc::clone(&asked.detection), instead: None }).chain(switched_off)
+    }
+
+    /// Notes what the archive said of a detection at a moment: how many findings; none where it could not be asked.
+    pub fn note_asked(&mut self, detection: &Detection, at: Micros, findings: Option<usize>) {
+        let Some(Asked { tally, .. }) = self.scheduled.iter_mut().find(|asked| asked.detection.id == detection.id) else { return };
+        tally.runs += 1;
+        tally.failed = findings.is_none();
+        let Some(findings) = findings else { return };
+        tally.findings += findings as u64;
+        tally.last_candidate = tally.last_candidate.max(Some(at));
+        let last = if findings == 0 { &mut tally.last_near_miss } else { &mut tally.last_finding };
+        *last = (*last).max(Some(at));
     }
 
     /// Whether what the archive said at a moment of a detection that is evaluated live too is what it would have said then: nothing on time

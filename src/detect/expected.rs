@@ -1,8 +1,9 @@
 //! Logs that ought to arrive, as the dimension `expected_sources` states them: which do, and which have fallen silent.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Int32Type, Int64Type, TimestampMicrosecondType};
 use arrow::error::ArrowError;
@@ -11,9 +12,6 @@ use hashbrown::HashMap;
 use crate::clock::{Micros, SECOND};
 use crate::dimension::Dimensions;
 use crate::table::{STREAMS, Table, cloudtrail as system, expected_sources as e, exposure_reports};
-
-/// How long a log may be silent of which nothing else is said, as COV-04 has it.
-const SILENCE: Micros = 3600 * SECOND;
 
 /// The reporter of what keyfuse itself found in texts: that says nothing of the logs that tell of exposures.
 const OWN: &str = "keyfuse";
@@ -26,7 +24,7 @@ struct Source {
     origin: [Option<String>; 3],
     silence: Micros,
     valid: Range<Micros>,
-    /// Append time of its latest row, or since when it is listened for; none: nothing was listened to yet.
+    /// Append time of its latest row, or since when it is listened for; none: that is not known yet.
     heard: Option<Micros>,
 }
 
@@ -46,29 +44,34 @@ impl Source {
 #[derive(Debug, Default)]
 pub struct Expected {
     sources: Vec<Source>,
+    /// The archive has said what it heard: whatever was not heard until now is listened for from the next row on.
+    knows_past: bool,
 }
 
 impl Expected {
     /// What is stated; nothing is heard yet.
-    pub fn of(dimensions: &Dimensions) -> Self {
+    ///
+    /// # Errors
+    /// Arrow's, never in practice.
+    pub fn of(dimensions: &Dimensions) -> Result<Self, ArrowError> {
         let rows = dimensions.of(&e::TABLE);
-        let text = |column: usize, row: usize| {
-            let texts = cast(rows.column(column), &DataType::Utf8).ok()?;
-            texts.is_valid(row).then(|| texts.as_string::<i32>().value(row).to_owned())
-        };
-        let time = |column: usize, row: usize| rows.column(column).as_primitive::<TimestampMicrosecondType>().value(row);
+        let texts = [e::SOURCE, e::ACCOUNT_ID, e::REGION, e::KIND].map(|column| cast(rows.column(column), &DataType::Utf8));
+        let [names, account, region, kind] = texts;
+        let (names, origin) = (names?, [account?, region?, kind?]);
+        let text = |column: &ArrayRef, row: usize| column.is_valid(row).then(|| column.as_string::<i32>().value(row).to_owned());
+        let times = |column: usize| rows.column(column).as_primitive::<TimestampMicrosecondType>();
         let silences = rows.column(e::SILENCE_SECONDS).as_primitive::<Int64Type>();
         let source = |row: usize| {
-            let name = text(e::SOURCE, row)?;
+            let name = text(&names, row)?;
             Some(Source {
                 table: STREAMS.iter().find(|table| table.name == name)?,
-                origin: [e::ACCOUNT_ID, e::REGION, e::KIND].map(|column| text(column, row)),
-                silence: if silences.is_valid(row) { silences.value(row).saturating_mul(SECOND) } else { SILENCE },
-                valid: time(e::VALID_FROM, row)..time(e::VALID_TO, row),
+                origin: origin.each_ref().map(|column| text(column, row)),
+                silence: silences.value(row).saturating_mul(SECOND),
+                valid: times(e::VALID_FROM).value(row)..times(e::VALID_TO).value(row),
                 heard: None,
             })
         };
-        Self { sources: (0..rows.num_rows()).filter_map(source).collect() }
+        Ok(Self { sources: (0..rows.num_rows()).filter_map(source).collect(), knows_past: false })
     }
 
     /// Whether nothing is expected.
@@ -76,34 +79,47 @@ impl Expected {
         self.sources.is_empty()
     }
 
-    /// Listens since then for what it has not heard.
-    pub fn listens_since(&mut self, since: Micros) {
-        self.sources.iter_mut().for_each(|source| source.heard = source.heard.or(Some(since)));
-    }
-
-    /// Takes over what another has heard of the same logs, and listens for the others from now on.
-    pub fn heard_as(&mut self, other: &Self, now: Micros) {
-        for source in &mut self.sources {
-            let same = other.sources.iter().filter(|known| std::ptr::eq(known.table, source.table) && known.origin == source.origin);
-            // Where no row has come yet, there is no now.
-            source.heard = same.filter_map(|known| known.heard).max().or(Some(now).filter(|now| *now > Micros::MIN));
+    /// Takes over what another has heard of the same logs.
+    pub fn heard_as(&mut self, other: &Self) {
+        let mut known: HashMap<(&str, &[Option<String>; 3]), Micros> = HashMap::new();
+        for source in &other.sources {
+            if let Some(heard) = source.heard {
+                let latest = known.entry((source.table.name, &source.origin)).or_insert(heard);
+                *latest = heard.max(*latest);
+            }
         }
+        self.sources.iter_mut().for_each(|source| source.heard = known.get(&(source.table.name, &source.origin)).copied());
+        self.knows_past = other.knows_past;
     }
 
-    /// Takes what the view `arrivals` says: source, account, region, kind, and the append time of the latest row.
+    /// Some logs are new here: what the archive has heard of them is to be asked.
+    pub fn asks(&mut self) {
+        self.knows_past = false;
+    }
+
+    /// Takes what the view `arrivals` says of the last day: source, account, region, kind, and the append times of the first and the
+    /// latest row. What is not among it has been silent for as long as there are rows.
     ///
     /// # Errors
     /// Arrow's: other columns.
     pub fn hear_all(&mut self, arrivals: &[RecordBatch]) -> Result<(), ArrowError> {
+        let mut begins: Option<Micros> = None;
         for batch in arrivals {
             let texts = (0..4).map(|column| cast(batch.column(column), &DataType::Utf8)).collect::<Result<Vec<_>, _>>()?;
             let text = |column: usize, row: usize| Some(texts[column].as_string::<i32>()).filter(|texts| texts.is_valid(row)).map(|texts| texts.value(row));
-            let times = batch.column(4).as_primitive::<TimestampMicrosecondType>();
+            let (first, last) = (batch.column(4).as_primitive::<TimestampMicrosecondType>(), batch.column(5).as_primitive::<TimestampMicrosecondType>());
             for row in 0..batch.num_rows() {
-                self.hear(text(0, row).unwrap_or_default(), [text(1, row), text(2, row), text(3, row)], times.value(row));
+                begins = Some(begins.map_or(first.value(row), |begins| begins.min(first.value(row))));
+                self.hear(text(0, row).unwrap_or_default(), [text(1, row), text(2, row), text(3, row)], last.value(row));
             }
         }
+        begins.into_iter().for_each(|begins| self.listens_since(begins));
+        self.knows_past = true;
         Ok(())
+    }
+
+    fn listens_since(&mut self, since: Micros) {
+        self.sources.iter_mut().for_each(|source| source.heard = source.heard.or(Some(since)));
     }
 
     /// A row came from there at that append time.
@@ -117,8 +133,15 @@ impl Expected {
         }
     }
 
-    /// Rows have arrived.
-    pub fn see(&mut self, table: &'static Table, batch: &RecordBatch) {
+    /// Rows have arrived, the latest at that append time.
+    pub fn see(&mut self, table: &'static Table, batch: &RecordBatch, at: Micros) {
+        self.see_rows(table, batch);
+        if self.knows_past {
+            self.listens_since(at);
+        }
+    }
+
+    fn see_rows(&mut self, table: &'static Table, batch: &RecordBatch) {
         if !self.sources.iter().any(|source| std::ptr::eq(source.table, table)) {
             return;
         }
@@ -146,9 +169,9 @@ impl Expected {
         }
     }
 
-    /// The logs that are silent now.
-    pub fn silent(&self, now: Micros) -> impl Iterator<Item = (&'static Table, String)> {
-        self.sources.iter().filter(move |source| source.is_silent(now)).map(|source| (source.table, source.name()))
+    /// The logs that are silent now, each with its stream.
+    pub fn silent(&self, now: Micros) -> BTreeMap<String, &'static Table> {
+        self.sources.iter().filter(|source| source.is_silent(now)).map(|source| (source.name(), source.table)).collect()
     }
 
     /// Of each stream, how many logs are expected now.
@@ -172,7 +195,7 @@ mod tests {
             serde_json::json!({"source": "exposure_reports", "valid_to": "1970-01-01T02:00:00Z"}),
         ];
         dimensions.state(&e::TABLE, entries.iter(), |_| String::new()).unwrap();
-        let mut expected = Expected::of(&dimensions);
+        let mut expected = Expected::of(&dimensions).unwrap();
         let row = |account: &str, kind: &str, at: Micros| {
             let mut rows = Rows::new(&system::TABLE);
             let place = Place { topic: "t".into(), partition: 0, offset: 0, record: 0 };
@@ -184,16 +207,21 @@ mod tests {
             rows.end_row();
             rows.finish()
         };
-        let silent = |expected: &Expected, minute: Micros| expected.silent(minute * MINUTE).map(|(_, name)| name).collect::<Vec<_>>();
-        assert!(silent(&expected, 600).is_empty(), "nothing was listened to yet");
-        expected.listens_since(0);
-        assert_eq!(silent(&expected, 61), ["cloudtrail 1 us-east-1", "cloudtrail 1 Data", "exposure_reports"]);
-        expected.see(&system::TABLE, &row("1", "Management", 50 * MINUTE));
-        expected.see(&system::TABLE, &row("9", "Data", 55 * MINUTE));
+        let silent = |expected: &Expected, minute: Micros| expected.silent(minute * MINUTE).into_keys().collect::<Vec<_>>();
+        let see = |expected: &mut Expected, account: &str, kind: &str, minute: Micros| {
+            expected.see(&system::TABLE, &row(account, kind, minute * MINUTE), minute * MINUTE);
+        };
+        see(&mut expected, "2", "Management", 0);
+        assert!(silent(&expected, 61).is_empty(), "what the archive has heard is not known yet");
+        expected.hear_all(&[]).unwrap();
+        see(&mut expected, "2", "Management", 0);
+        assert_eq!(silent(&expected, 61), ["cloudtrail 1 Data", "cloudtrail 1 us-east-1", "exposure_reports"]);
+        see(&mut expected, "1", "Management", 50);
+        see(&mut expected, "9", "Data", 55);
         assert_eq!(silent(&expected, 61), ["cloudtrail 1 Data", "exposure_reports"], "another account's data events are not its own");
-        let mut next = Expected::of(&dimensions);
-        next.heard_as(&expected, 61 * MINUTE);
-        next.see(&system::TABLE, &row("1", "Data", 121 * MINUTE));
+        let mut next = Expected::of(&dimensions).unwrap();
+        next.heard_as(&expected);
+        see(&mut next, "1", "Data", 121);
         assert!(silent(&next, 125).is_empty(), "a data event is a row of its account and region, too");
         assert_eq!(silent(&next, 140), ["cloudtrail 1 Data"], "and nobody waits for what is expected no more");
     }

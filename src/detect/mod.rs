@@ -9,6 +9,7 @@ pub mod catalog;
 mod engine;
 mod expected;
 mod file;
+mod filled;
 mod filter;
 mod finding;
 mod lineage;

@@ -137,9 +137,16 @@ impl Store {
         keys.iter().filter_map(|key| self.by_key.get(key)).map(Vec::len).sum()
     }
 
-    /// Most rows under one key.
-    pub fn largest_key(&self) -> usize {
-        self.by_key.values().map(Vec::len).max().unwrap_or(0)
+    /// Most rows under one key whose times lie within so long.
+    pub fn largest_key(&self, within: Micros) -> usize {
+        let most = |ids: &Vec<u64>| {
+            let mut times: Vec<Micros> = ids.iter().filter_map(|id| self.time_of(self.place(*id)?)).collect();
+            times.sort_unstable();
+            let counts = times.iter().enumerate().map(|(last, time)| last + 1 - times.partition_point(|first| time.saturating_sub(*first) > within));
+            // Without its time in the projection every row counts.
+            counts.max().unwrap_or(ids.len())
+        };
+        self.by_key.values().map(most).max().unwrap_or(0)
     }
 
     /// Memory held, roughly (bytes).

@@ -370,7 +370,8 @@ pub async fn investigate(door: &Door, name: &str) -> Result<Dossier> {
             "What these rows cannot show: refused records, late rows, detections that see nothing.",
             "SELECT concat(count(*), ' records were refused: ', max(reason)) AS gap FROM rejects HAVING count(*) > 0
              UNION ALL SELECT concat(count(*), ' rows of cloudtrail came late') AS gap FROM cloudtrail WHERE late HAVING count(*) > 0
-             UNION ALL SELECT concat(count(*), ' detections cannot see: ', string_agg(detection, ' ')) AS gap FROM detection_health WHERE state <> 'seeing' HAVING count(*) > 0
+             UNION ALL SELECT concat(count(*), ' detections cannot see: ', string_agg(detection, ' ')) AS gap FROM detection_health WHERE state NOT IN ('seeing', 'partial', 'warming') HAVING count(*) > 0
+             UNION ALL SELECT concat(count(*), ' detections see only a part, ', max(note)) AS gap FROM detection_health WHERE state = 'partial' HAVING count(*) > 0
              UNION ALL SELECT concat('no rows at all in ', t) AS gap FROM (
                SELECT 'cloudtrail' AS t, count(*) AS n FROM cloudtrail UNION ALL SELECT 'model_invocations', count(*) FROM model_invocations UNION ALL SELECT 'retrievals', count(*) FROM retrievals
                UNION ALL SELECT 'tool_calls', count(*) FROM tool_calls UNION ALL SELECT 'agent_spans', count(*) FROM agent_spans UNION ALL SELECT 'exposure_reports', count(*) FROM exposure_reports) WHERE n = 0"

@@ -4,11 +4,13 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use arrow::record_batch::RecordBatch;
+
 use super::Order;
 use crate::alert::AllowList;
 use crate::archive::{Archive, ArchiveHistory};
 use crate::clock::{DAY, Micros};
-use crate::detect::{Detection, Engine, Finding, Plans, Scheduled};
+use crate::detect::{Detection, Finding, Plans, Scheduled};
 use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
 use crate::late::{Settings, Swept, Window, sweep};
@@ -25,6 +27,8 @@ pub struct Question {
 pub enum What {
     /// One detection, about one moment.
     Scheduled(Scheduled, Micros),
+    /// Which logs have arrived in the day before a moment.
+    Sources(Micros),
     /// All of them, about late rows; with a bound for the memory of kept rows (bytes).
     Late(Arc<Plans>, Window, AllowList, usize),
 }
@@ -32,6 +36,7 @@ pub enum What {
 /// What came of it.
 pub enum Answer {
     Scheduled(Arc<Detection>, Micros, Result<Vec<Finding>>),
+    Sources(Result<Vec<RecordBatch>>),
     Late(Window, Result<Swept>),
 }
 
@@ -51,22 +56,8 @@ pub fn start(archive: &Arc<Archive>, fingerprinter: &Fingerprinter, answers: Sen
     Ok(questions)
 }
 
-/// Has the engine hear of the logs that ought to arrive what the archive has of the day before a moment.
-///
-/// # Errors
-/// The archive cannot be read.
-pub fn hear_of_sources(engine: &mut Engine, archive: &Arc<Archive>, at: Micros, dimensions: &Arc<Dimensions>, fingerprinter: &Fingerprinter) -> Result<()> {
-    if engine.expected().is_empty() {
-        return Ok(());
-    }
-    let (archive, dimensions, fingerprinter) = (Arc::clone(archive), Arc::clone(dimensions), fingerprinter.clone());
-    let arrivals = on_deep_stacks(&crate::query::runtime()?, async move {
-        let moment = Moment { at: at.saturating_add(1), over: DAY, as_live: false };
-        let door = Door::open_at(Rows::Archive(&archive), Some(moment), &dimensions, &fingerprinter, Limits::default()).await?;
-        door.ask("SELECT source, account_id, region, kind, max(append_time) FROM arrivals GROUP BY source, account_id, region, kind").await
-    })?;
-    Ok(engine.expected().hear_all(&arrivals.batches)?)
-}
+/// What the archive has heard of each log.
+const HEARD: &str = "SELECT source, account_id, region, kind, min(append_time), max(append_time) FROM arrivals GROUP BY source, account_id, region, kind";
 
 fn answer(questions: &Receiver<Question>, history: &ArchiveHistory, fingerprinter: &Fingerprinter, runtime: &tokio::runtime::Runtime, answers: &Sender<Order>) {
     for Question { what, dimensions } in questions {
@@ -76,6 +67,15 @@ fn answer(questions: &Receiver<Question>, history: &ArchiveHistory, fingerprinte
                 let (past, fingerprinter) = (Past::Archive(Arc::clone(&history.archive)), fingerprinter.clone());
                 let outcome = on_deep_stacks(runtime, async move { ask(&asked, at, &past, &dimensions, &fingerprinter).await });
                 Answer::Scheduled(detection, at, outcome)
+            }
+            What::Sources(at) => {
+                let (archive, fingerprinter) = (Arc::clone(&history.archive), fingerprinter.clone());
+                let heard = on_deep_stacks(runtime, async move {
+                    let moment = Moment { at: at.saturating_add(1), over: DAY, as_live: false };
+                    let door = Door::open_at(Rows::Archive(&archive), Some(moment), &dimensions, &fingerprinter, Limits::default()).await?;
+                    door.ask(HEARD).await
+                });
+                Answer::Sources(heard.map(|answer| answer.batches))
             }
             What::Late(plans, window, allow, budget) => {
                 let spans = runtime.block_on(history.archive.spans());

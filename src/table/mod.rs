@@ -95,7 +95,9 @@ impl Table {
     pub fn origin(&self) -> [Vec<usize>; 3] {
         let named = |names: &[&str]| names.iter().filter_map(|name| self.columns.iter().position(|column| column.name == *name)).collect::<Vec<_>>();
         let kind = named(&["event_category", "provider", "reporter", "service_name"]).into_iter().take(1).collect();
-        [named(&["recipient_account_id", "account_id"]), named(&["aws_region", "region"]), kind]
+        // That of an exposure is the key's: reports are delivered in none.
+        let account = if std::ptr::eq(self, &exposure_reports::TABLE) { Vec::new() } else { named(&["recipient_account_id", "account_id"]) };
+        [account, named(&["aws_region", "region"]), kind]
     }
 
     /// The column by whose hours its files lie: when a row became known.
@@ -209,7 +211,7 @@ pub static VIEWS: &[(&str, &str, &str)] = &[
     (
         "arrivals",
         include_str!("arrivals.sql"),
-        "Where each row of a log came from: account that it was delivered in, region and kind of log. `kind` is the event category of CloudTrail, the provider of a model, the reporter of an exposure (not keyfuse itself), and elsewhere the service that reports. See `expected_sources`.",
+        "Where each row of a log came from: account that it was delivered in, region and kind of log. `kind` is the event category of CloudTrail, the provider of `model_invocations` and `provider_activity`, the reporter of an exposure (not keyfuse itself), and elsewhere the service that reports. See `expected_sources`.",
     ),
     ("approved_reads", include_str!("approved_reads.sql"), "What went through under which approval, per day: silent in alerts, counted here."),
 ];
