@@ -14,11 +14,11 @@ use datafusion::common::{Column, DFSchema, JoinType, ScalarValue};
 use datafusion::execution::context::SessionContext;
 use datafusion::logical_expr::utils::{conjunction, split_conjunction};
 use datafusion::logical_expr::{Expr, Filter, LogicalPlan, LogicalPlanBuilder, col, lit};
-use datafusion::prelude::SessionConfig;
+use datafusion::prelude::{DataFrame, SessionConfig};
 use serde::Serialize;
 
 use crate::alert::{AllowList, alerts_of};
-use crate::clock::{Micros, rfc3339, spoken};
+use crate::clock::{DAY, Micros, rfc3339, spoken};
 use crate::detect::analyse::{Analysis, Class, ScanInfo};
 use crate::detect::catalog::{self, LINEAGE};
 use crate::detect::{Detection, KeyHasher, Lineage, compile, findings_of, planner};
@@ -26,6 +26,11 @@ use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
 use crate::secret::Fingerprinter;
 use crate::table::{DIMENSIONS, History, LookBack, STREAMS, Table, VIEWS, by_name, cloudtrail as system};
+
+/// Evidence may lie as far back as the longest memory of any detection.
+const OLDEST_EVIDENCE: Micros = 400 * DAY;
+/// Rows of an alert that are shown.
+const SHOWN_ROWS: usize = 200;
 
 /// One clause of a query, and what it said of a row.
 #[derive(Clone, Debug, Serialize)]
@@ -62,6 +67,8 @@ pub struct Part {
     pub event_time: String,
     pub append_time: String,
     pub event_id: String,
+    /// The alert names it.
+    pub is_evidence: bool,
     /// The columns that the query reads, where they say something.
     pub values: Vec<(String, String)>,
 }
@@ -153,7 +160,7 @@ impl Explainer<'_> {
         let at = row.column(system::EVENT_TIME).as_primitive::<TimestampMicrosecondType>().value(0);
         let around = self.around(detection, analysis, seen.key.as_ref().map(|(_, key)| key.as_str()), at, at, (table, row))?;
         for (other, scan) in analysis.scans.iter().enumerate().filter(|(other, scan)| *other != number && !scan.is_lineage()) {
-            let found = self.runtime.block_on(count(&around, scan))?;
+            let found = self.runtime.block_on(async { rows_of(&around, scan).await?.count().await })?;
             let what = if scan.is_stream() { "rows with the same key within reach" } else { "entries are stated" };
             seen.company.push(format!("scan {}, {}: {found} {what}", other + 1, scan.table));
         }
@@ -239,41 +246,67 @@ impl Explainer<'_> {
         Ok((lineage, hasher))
     }
 
-    /// The rows that an alert rests on: those of each scan that pass its clauses and belong to the evidence.
+    /// The rows that an alert rests on: its evidence, and of each scan the rows of the same key that pass its clauses and lie within its
+    /// reach of the alert's first and last time. Also how many more there are than are shown.
     ///
     /// # Errors
     /// The history cannot be read.
-    pub fn parts(&self, detection: &Detection, evidence: &[String], since: Micros) -> Result<(Analysis, Vec<Part>)> {
+    pub fn parts(&self, detection: &Detection, evidence: &[String], first: Micros, last: Micros) -> Result<(Analysis, Vec<Part>, usize)> {
         let (_, analysis) = self.analysis(detection)?;
-        let mut parts = Vec::new();
+        let mut parts: Vec<Part> = Vec::new();
+        let mut own: Option<(&'static Table, RecordBatch, String)> = None;
         let ids: Vec<Expr> = evidence.iter().map(|id| lit(ScalarValue::Utf8View(Some(id.clone())))).collect();
         for (number, scan) in analysis.scans.iter().enumerate().filter(|(_, scan)| scan.is_stream()) {
             let Some(table) = by_name(&scan.table) else { continue };
             let filters: Vec<Expr> = scan.filters.iter().cloned().chain([col("event_id").in_list(ids.clone(), false)]).collect();
-            for batch in distinct(self.rows(table, &filters, None, since)?)? {
+            for batch in distinct(self.rows(table, &filters, None, first.saturating_sub(OLDEST_EVIDENCE))?)? {
                 for row in 0..batch.num_rows() {
-                    let names = scan
-                        .projection
-                        .iter()
-                        .map(|index| table.columns[*index].name)
-                        .filter(|name| !["event_time", "append_time", "event_id", "raw"].contains(name));
-                    let text = |index: usize| value(&batch, row, table.columns[index].name).unwrap_or_default();
-                    let id = text(system::EVENT_ID);
-                    if evidence.contains(&id) {
-                        parts.push(Part {
-                            scan: number + 1,
-                            table: table.name.into(),
-                            event_time: text(system::EVENT_TIME),
-                            append_time: text(system::APPEND_TIME),
-                            event_id: id,
-                            values: values_of(&batch, row, names),
-                        });
+                    let part = Part { is_evidence: true, ..part_of(number, scan, table, &batch, row) };
+                    if evidence.contains(&part.event_id) {
+                        let key = scan.key.as_ref().and_then(|key| value(&batch, row, key));
+                        own = own.or_else(|| Some((table, batch.slice(row, 1), key?)));
+                        parts.push(part);
                     }
                 }
             }
         }
+        let mut more = 0;
+        if let Some((table, row, key)) = own {
+            let around = self.around(detection, &analysis, Some(&key), first, last, (table, &row))?;
+            for (number, scan) in analysis.scans.iter().enumerate().filter(|(_, scan)| scan.is_stream() && !scan.optional) {
+                let Some(table) = by_name(&scan.table) else { continue };
+                let time = |time: Micros| lit(ScalarValue::TimestampMicrosecond(Some(time), Some("UTC".into())));
+                let within = col("event_time").between(time(first.saturating_sub(scan.back)), time(last.saturating_add(scan.ahead)));
+                let rows = self.runtime.block_on(async {
+                    let rows = rows_of(&around, scan).await?.filter(within)?;
+                    rows.sort(vec![col("event_time").sort(true, false), col("event_id").sort(true, false)])?.collect().await
+                })?;
+                for (batch, row) in rows.iter().flat_map(|batch| (0..batch.num_rows()).map(move |row| (batch, row))) {
+                    let part = part_of(number, scan, table, batch, row);
+                    if parts.iter().any(|known| known.table == part.table && known.event_id == part.event_id) {
+                        continue;
+                    }
+                    if parts.len() < SHOWN_ROWS { parts.push(part) } else { more += 1 }
+                }
+            }
+        }
         parts.sort_by(|a, b| (&a.event_time, a.scan, &a.event_id).cmp(&(&b.event_time, b.scan, &b.event_id)));
-        Ok((analysis, parts))
+        Ok((analysis, parts, more))
+    }
+}
+
+fn part_of(number: usize, scan: &ScanInfo, table: &'static Table, batch: &RecordBatch, row: usize) -> Part {
+    let names = scan.projection.iter().map(|index| table.columns[*index].name);
+    let names = names.filter(|name| !["event_time", "append_time", "event_id", "raw"].contains(name));
+    let text = |index: usize| value(batch, row, table.columns[index].name).unwrap_or_default();
+    Part {
+        scan: number + 1,
+        table: table.name.into(),
+        event_time: text(system::EVENT_TIME),
+        append_time: text(system::APPEND_TIME),
+        event_id: text(system::EVENT_ID),
+        is_evidence: false,
+        values: values_of(batch, row, names),
     }
 }
 
@@ -348,12 +381,12 @@ fn values_of<'n>(batch: &RecordBatch, row: usize, names: impl Iterator<Item = &'
 }
 
 /// Rows of a scan in a context.
-async fn count(ctx: &SessionContext, scan: &ScanInfo) -> Result<usize> {
+async fn rows_of(ctx: &SessionContext, scan: &ScanInfo) -> datafusion::common::Result<DataFrame> {
     let mut rows = ctx.table(scan.table.as_str()).await?;
     for filter in &scan.filters {
         rows = rows.filter(datafusion::logical_expr::expr_rewriter::unnormalize_col(filter.clone()))?;
     }
-    Ok(rows.count().await?)
+    Ok(rows)
 }
 
 async fn returns(ctx: &SessionContext, plan: &LogicalPlan) -> Result<bool> {

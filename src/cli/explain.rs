@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, TimestampMicrosecondType};
 use keyfuse::archive::{Archive, ArchiveHistory};
-use keyfuse::clock::{DAY, Micros, rfc3339, spoken};
+use keyfuse::clock::{Micros, rfc3339, spoken};
 use keyfuse::detect::Detection;
 use keyfuse::error::Error;
 use keyfuse::explain::{Clause, Explainer, Seen, clauses};
@@ -61,7 +61,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     }
     let door = runtime.block_on(Door::open(Rows::Archive(&archive), &dimensions, &fingerprinter, Limits::default())).map_err(one)?;
     let sql = format!(
-        "SELECT alert_id, detection, alert_key, payload, evidence, first_time, status, decided_at, revision, level, held, late FROM alert_revisions WHERE alert_id LIKE '{wanted}%' ORDER BY alert_id, revision"
+        "SELECT alert_id, detection, alert_key, payload, evidence, first_time, status, decided_at, revision, level, held, late, last_time FROM alert_revisions WHERE alert_id LIKE '{wanted}%' ORDER BY alert_id, revision"
     );
     let answer = on_deep_stacks(&runtime, async move { door.ask(&sql).await }).map_err(one)?;
     let ids: std::collections::BTreeSet<String> = (0..answer.rows()).map(|row| text(&answer, row, 0)).collect();
@@ -78,11 +78,9 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
 fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Explainer<'_>) -> Result<(), Error> {
     let last = answer.rows() - 1;
     let evidence: Vec<String> = serde_json::from_str(&text(answer, last, 4)).unwrap_or_default();
-    // Evidence may lie as far back as the longest memory of any detection.
-    let since = moment(answer, last, 5).map_or(Micros::MIN, |first| first - 400 * DAY);
     println!("{} {}  {}", style.bold(&detection.name), style.bold(&detection.title), visible(&text(answer, last, 2)));
     let held = match text(answer, last, 10) {
-        why if why.is_empty() => "told to every sink that there is".to_owned(),
+        why if why.is_empty() => "to be delivered to every sink".to_owned(),
         why => format!("not delivered: {why}"),
     };
     let late = if text(answer, last, 11) == "true" { ", from late rows" } else { "" };
@@ -95,7 +93,8 @@ fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Expl
     if detection.schedule.is_some() {
         println!("\nAsked over the archive on a schedule; its query is the whole of it:\n\n{}", detection.sql);
     } else {
-        let (analysis, parts) = explainer.parts(detection, &evidence, since)?;
+        let times = (moment(answer, last, 5).unwrap_or_default(), moment(answer, last, 12).unwrap_or_default());
+        let (analysis, parts, more) = explainer.parts(detection, &evidence, times.0, times.1.max(times.0))?;
         println!(
             "\n{} (class {:?}, decided {})",
             style.bold("What it asks"),
@@ -112,11 +111,15 @@ fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Expl
         for threshold in &analysis.thresholds {
             println!("  {} = {}  {}", threshold.name, threshold.value, style.dim(&threshold.source));
         }
-        println!("\n{}", style.bold("The rows (its evidence: up to ten event ids, the smallest)"));
+        println!("\n{}", style.bold("The rows (of its key, within reach of its time, that pass the clauses of a scan; * are the evidence that it names)"));
         for part in &parts {
             let appended = style.dim(&format!("appended {}", part.append_time));
-            println!("  {}  scan {} {} {}  {appended}", part.event_time, part.scan, part.table, visible(&part.event_id));
+            let mark = if part.is_evidence { '*' } else { ' ' };
+            println!("{mark} {}  scan {} {} {}  {appended}", part.event_time, part.scan, part.table, visible(&part.event_id));
             println!("      {}", told(&part.values));
+        }
+        if more > 0 {
+            println!("  and {more} more");
         }
         if parts.is_empty() {
             println!("  none of {} is in the archive (any more)", visible(&evidence.join(", ")));

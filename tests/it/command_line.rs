@@ -206,7 +206,7 @@ fn the_demo_tells_its_story_and_ends_cleanly() {
     let admitted = keyfuse(&["check", "--against", &archive]);
     assert!(stdout(&admitted).contains("alerts/day") && stdout(&admitted).contains("EXP-01      C1"), "{}{}", stdout(&admitted), stderr(&admitted));
     let why = keyfuse(&["explain", &id.as_str().unwrap_or("?")[..12], "--archive", &archive]);
-    for wanted in ["exposed_at", "mean first use = 17 min", "event_name = GetCallerIdentity", "decided, open"] {
+    for wanted in ["exposed_at", "mean first use = 17 min", "event_name = GetCallerIdentity", "decided, open", " exposure_reports ", "reporter = gitleaks"] {
         assert!(stdout(&why).contains(wanted), "{wanted} in\n{}\n{}", stdout(&why), stderr(&why));
     }
     let event = keyfuse(&[
