@@ -223,9 +223,11 @@ pub async fn examine(door: &Door, engine: &Engine, dimensions: &Dimensions) -> R
         let answer = door.ask(&sql).await?;
         let rows = number(&answer, 0);
         if rows == 0 {
-            let detections = hurt(engine, |_, analysis| {
-                let reads = analysis.scans.iter().any(|scan| scan.table == table.name);
-                reads && !analysis.needs.met(&|scan| analysis.scans[scan].table != table.name)
+            let detections = hurt(engine, |detection, analysis| {
+                let mut reads = analysis.scans.iter().filter(|scan| scan.table == table.name).peekable();
+                let is_blind = reads.peek().is_some() && !analysis.needs.met(&|scan| analysis.scans[scan].table != table.name);
+                // Of a schedule's query it is not known what it cannot do without.
+                is_blind || (detection.schedule.is_none() && reads.any(|scan| !scan.optional))
             });
             // keyfuse's own: that it is off is no gap in what arrives.
             let proven = table.name != canaries::TABLE.name;

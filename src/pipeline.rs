@@ -1123,6 +1123,9 @@ impl Worker {
                 }
                 (None, false, false) => ("blind", Some(format!("nothing arrives of {}", report.missing.join(", ")))),
                 (None, false, true) if !report.silent.is_empty() => ("partial", Some(silence_of(&report.silent))),
+                (None, false, true) if !report.lost.is_empty() => {
+                    ("partial", Some(format!("nothing ever came of {}, which it reads too", report.lost.join(", "))))
+                }
                 (None, false, true) if report.warming.is_some() => {
                     ("warming", report.warming.map(|until| format!("until {}: what it measures against begins too late before that", clock::rfc3339(until))))
                 }

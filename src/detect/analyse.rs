@@ -671,7 +671,12 @@ impl Walk {
                 "min" => Change::Falls,
                 "sum" | "avg" | "bool_and" if self.patient => Change::AnyWay,
                 _ if self.patient => {
-                    return Err(format!("{name}() over a window has no bound in time: write NOT EXISTS with an interval for what came before or after"));
+                    let lag = if name == "lag" {
+                        ", or keep of `lag(event_time) OVER (PARTITION BY … ORDER BY event_time, event_id) AS before` only `before IS NULL OR event_time - before > INTERVAL '…'`, and read it nowhere else"
+                    } else {
+                        ""
+                    };
+                    return Err(format!("{name}() over a window has no bound in time: write NOT EXISTS with an interval for what came before or after{lag}"));
                 }
                 _ => {
                     return Err(format!(

@@ -8,7 +8,7 @@ mod live;
 mod looking;
 mod retention;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use hashbrown::{HashMap, HashSet};
 
 use retention::{Retention, is_slow, probed_scans, retention_of, settles_after};
 
-use super::analyse::{Analysis, Class, Merge};
+use super::analyse::{Analysis, Class, Merge, ScanInfo};
 use super::expected::Expected;
 use super::file::{Detection, Schedule};
 use super::filled::Filled;
@@ -182,6 +182,8 @@ pub struct EngineReport {
     pub suspended: Option<String>,
     /// Streams that it cannot do without and that have sent nothing for a day of append time, or never.
     pub missing: Vec<String>,
+    /// Streams of which nothing ever came and that it can do without, but for what only they show.
+    pub lost: Vec<String>,
     /// Logs of its streams that ought to arrive and are silent.
     pub silent: Vec<String>,
     /// Columns that its predicates read, of streams that arrive, and that no row of the last day has filled: `table.column`.
@@ -955,7 +957,13 @@ impl Engine {
             missing.sort_unstable();
             missing.dedup();
         }
+        let is_lost = |scan: &&ScanInfo| scan.is_stream() && !scan.optional && !self.arrived.contains_key(scan.table.as_str());
+        let lost: BTreeSet<&str> = match missing.is_empty() && detection.schedule.is_none() {
+            true => analysis.scans.iter().filter(is_lost).map(|scan| scan.table.as_str()).collect(),
+            false => BTreeSet::new(),
+        };
         EngineReport {
+            lost: lost.into_iter().map(str::to_owned).collect(),
             detection: detection.name.clone(),
             class: analysis.class,
             empty: self.empty_columns(analysis),

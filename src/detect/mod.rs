@@ -12,6 +12,7 @@ mod file;
 mod filled;
 mod filter;
 mod finding;
+mod lag;
 mod lineage;
 mod plan;
 mod residue;

@@ -16,6 +16,7 @@ use futures::executor::block_on;
 use super::analyse::{self, Analysis};
 use super::catalog::{self, Slot, SlotTable};
 use super::file::Detection;
+use super::lag;
 use crate::error::{Error, Result};
 use crate::function;
 use crate::secret::Fingerprinter;
@@ -173,6 +174,8 @@ pub async fn compile(ctx: &SessionContext, detection: &Arc<Detection>) -> Result
         )));
     }
     let optimised = state.optimize(&raw).map_err(|error| refuse(error.strip_backtrace().replace("datafusion.public.", "")))?;
+    let absent = lag::as_absence(optimised)?;
+    let optimised = if absent.transformed { state.optimize(&absent.data)? } else { absent.data };
     if has_subquery(&optimised) {
         return Err(refuse("a scalar subquery over a stream depends on all rows at once (class C4): write a join or EXISTS, or ask on a schedule, with `schedule: 15m` and `over: 1d` in the front matter".into()));
     }

@@ -341,7 +341,7 @@ table!(detection_health, "What each detection could see, one row as of the lates
     AT at: Time "When it was looked at.",
     DETECTION detection: Word "Name of the detection.",
     CLASS class: Word "C0 to C4: how it is decided.",
-    STATE state: Word "`seeing`; `warming`: measures against a past that is not there whole yet, its alerts are held; `partial`: a log that ought to arrive is silent (`expected_sources`); `blind`: what it needs does not arrive; `failing`: a run has failed; `behind`: does not get through what arrives; `suspended`: switched off for lack of memory, and asked over the archive instead.",
+    STATE state: Word "`seeing`; `warming`: measures against a past that is not there whole yet, its alerts are held; `partial`: a log that ought to arrive is silent (`expected_sources`), or nothing ever came of a stream that it could do without; `blind`: what it needs does not arrive; `failing`: a run has failed; `behind`: does not get through what arrives; `suspended`: switched off for lack of memory, and asked over the archive instead.",
     NOTE note: Text "Which streams are missing, which logs are silent, until when it is warming, or why it is switched off.",
     EMPTY_COLUMNS empty_columns: Text "Columns that its predicates read and that no row has filled in the last day, or since the service runs, of streams that arrive: what they look for may never have happened, or a log does not carry it.",
     CANDIDATES candidates: Int "Rows that its predicates let through since it was loaded.",

@@ -63,7 +63,7 @@ const PARTITIONS: usize = 4;
 const REQUESTS: [&str; 8] = ["r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8"];
 
 /// Shapes of class C3 that no shipped detection has (yet): name, alert key, early, query.
-const SHAPES: [(&str, &str, bool, &str); 7] = [
+const SHAPES: [(&str, &str, bool, &str); 10] = [
     ("counted on the optional side", "credential", false, "SELECT u.access_key_id AS credential, date_bin(INTERVAL '1 hour', u.event_time) AS alert_time, count(k.event_id) AS after
         FROM cloudtrail u LEFT JOIN (SELECT access_key_id, event_time, event_id FROM cloudtrail WHERE event_source = 'iam.amazonaws.com') k
           ON k.access_key_id = u.access_key_id AND k.event_time > u.event_time AND k.event_time <= u.event_time + INTERVAL '2 hours'
@@ -87,6 +87,14 @@ const SHAPES: [(&str, &str, bool, &str); 7] = [
         WHERE u.event_source = 'iam.amazonaws.com' AND b.event_name = 'InvokeModel'
           AND NOT EXISTS (SELECT 1 FROM cloudtrail n WHERE n.access_key_id = u.access_key_id AND n.event_source = 'bedrock.amazonaws.com'
             AND n.event_time > u.event_time AND n.event_time <= u.event_time + INTERVAL '40 minutes')"),
+    ("after a pause", "credential", true, "SELECT access_key_id AS credential, event_time AS alert_time, event_id, event_name FROM (SELECT access_key_id, event_time, event_id, event_name,
+          lag(event_time) OVER (PARTITION BY access_key_id ORDER BY event_time, event_id) AS before FROM cloudtrail WHERE event_source = 'bedrock.amazonaws.com')
+        WHERE before IS NULL OR event_time - before > INTERVAL '1 hour'"),
+    ("first in three hours", "credential", false, "SELECT access_key_id AS credential, event_time AS alert_time FROM (SELECT access_key_id, event_time,
+          lag(event_time) OVER (PARTITION BY access_key_id ORDER BY event_time, event_id) AS before FROM cloudtrail) WHERE before IS NULL OR event_time - before >= INTERVAL '3 hours'"),
+    ("seldom seen", "identity", false, "SELECT identity, event_time AS alert_time, event_id FROM (SELECT identity, event_time, event_id, outcome,
+          lag(event_time) OVER (PARTITION BY identity ORDER BY event_time, event_id) AS before FROM retrievals)
+        WHERE outcome = 'success' AND (before <= event_time - INTERVAL '40 minutes' OR before IS NULL)"),
     ("moving mean", "identity", false, "SELECT identity, event_time AS alert_time, cost, mean, event_id FROM (SELECT identity, event_time, cost_microdollars AS cost, event_id,
           avg(cost_microdollars) OVER (PARTITION BY identity ORDER BY event_time RANGE BETWEEN INTERVAL '2 hours' PRECEDING AND INTERVAL '1 second' PRECEDING) AS mean
         FROM model_invocations WHERE identity IS NOT NULL) WHERE cost > mean * 2"),

@@ -148,12 +148,13 @@ fn the_own_world_is_known_from_files_and_compacted_topics_and_learnt_while_it_ru
         let seen = ask("SELECT event_id, source_network FROM cloudtrail ORDER BY 1");
         assert!(seen.contains("| 1        | 198.51.100.0/24 |") && seen.contains("| 5        | AS64500         |"), "{seen}");
         let health = ask(
-            "SELECT detection, class, state, note, candidates > 0 AS looked FROM detection_health WHERE detection IN ('LLM-07', 'COT-01', 'COV-04') ORDER BY 1",
+            "SELECT detection, class, state, note, candidates > 0 AS looked FROM detection_health WHERE detection IN ('LLM-07', 'COT-01', 'COV-04', 'EXP-01') ORDER BY 1",
         );
         for wanted in [
-            "| COT-01    | C3    | blind  | nothing arrives of tool_calls | false",
-            "| COV-04    | C4    | seeing |",
-            "| LLM-07    | C0    | seeing |                               | true",
+            "| COT-01    | C3    | blind   | nothing arrives of tool_calls                             | false",
+            "| COV-04    | C4    | seeing  |",
+            "| EXP-01    | C1    | partial | nothing ever came of exposure_reports, which it reads too | ",
+            "| LLM-07    | C0    | seeing  |                                                           | true",
         ] {
             assert!(health.contains(wanted), "{wanted} in\n{health}");
         }
@@ -212,6 +213,47 @@ fn a_log_that_ought_to_arrive_is_missed_across_a_restart() {
         });
         let health = arrow::util::pretty::pretty_format_batches(&health.batches).expect("prints").to_string();
         assert!(health.contains("| partial | silent: cloudtrail 111122223333 eu-west-1 |") && !health.contains("seeing"), "{health}");
+    }
+}
+
+#[test]
+fn what_late_rows_add_is_told_in_time_and_on_demand_and_by_a_backtest() {
+    for broker in brokers(1) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = config(folder.path(), &broker.address, &[&broker.topic]);
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let sender = sender(&broker.address);
+        let call = |key: &str, name: &str, minute: i64, appended: i64| {
+            let record = inference(&format!("{key}-{name}"), "x", minute).replace("InvokeModel", name);
+            let record = record.replace("\"userIdentity\":{", &format!(r#""userIdentity":{{"accessKeyId":"{key}","#));
+            sender.send(&broker.topic, Some(0), None, record.as_bytes(), Some(START + appended * MINUTE)).expect("sent");
+            sender.flush(Duration::from_secs(10)).expect("taken");
+        };
+        let told = || -> Vec<String> {
+            let late = delivered(alert_file(&config)).into_values().filter(|alert| alert["detection"] == "LLM-01");
+            late.map(|alert| format!("{} {}", alert["alert_key"]["credential"].as_str().unwrap_or("?"), alert["late"])).collect()
+        };
+        let service = start(&config, &runtime);
+        ["AKIAONE0000000000001", "AKIATWO0000000000001"].into_iter().for_each(|key| call(key, "ListFoundationModels", 1, 2));
+        // Nearly an hour late: a join does not see it when it comes, a sweep does, for a quarter of an hour of append time has passed.
+        call("AKIAONE0000000000001", "InvokeModel", 5, 60);
+        wait_for("what the sweep adds", || told() == ["AKIAONE0000000000001 true"]);
+        // Within that quarter only who asks for it gets another.
+        call("AKIATWO0000000000001", "InvokeModel", 6, 62);
+        wait_for("four rows in the archive", || metric(&service, "keyfuse_archive_rows_total") >= 4);
+        wait_for("what a sweep on demand adds", || {
+            service.orders().send(Order::Sweep).expect("it runs");
+            let mut told = told();
+            told.sort();
+            told == ["AKIAONE0000000000001 true", "AKIATWO0000000000001 true"]
+        });
+        service.stop().expect("a clean stop");
+        let backtest = |more: &[&str]| {
+            let archive = config.archive.as_str();
+            let output = Command::new(env!("CARGO_BIN_EXE_keyfuse")).args(["backtest", "LLM-01", "--archive", archive, "--json"]).args(more).output();
+            String::from_utf8_lossy(&output.expect("runs").stdout).lines().count()
+        };
+        assert_eq!((backtest(&[]), backtest(&["--late"])), (0, 2));
     }
 }
 
