@@ -270,6 +270,7 @@ impl Explainer<'_> {
                 }
             }
         }
+        let mut known: BTreeSet<(String, String)> = parts.iter().map(|part| (part.table.clone(), part.event_id.clone())).collect();
         let mut more = 0;
         if let Some((table, row, key)) = own {
             let around = self.around(detection, &analysis, Some(&key), first, last, (table, &row))?;
@@ -283,7 +284,7 @@ impl Explainer<'_> {
                 })?;
                 for (batch, row) in rows.iter().flat_map(|batch| (0..batch.num_rows()).map(move |row| (batch, row))) {
                     let part = part_of(number, scan, table, batch, row);
-                    if parts.iter().any(|known| known.table == part.table && known.event_id == part.event_id) {
+                    if !known.insert((part.table.clone(), part.event_id.clone())) {
                         continue;
                     }
                     if parts.len() < SHOWN_ROWS { parts.push(part) } else { more += 1 }

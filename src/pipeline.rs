@@ -279,6 +279,7 @@ impl Service {
             archived_to: recovered.progress,
             swept_to: recovered.swept,
             sweeping: false,
+            sources_wait: 0,
             looked: None,
             looks: 0,
             reported: Instant::now(),
@@ -478,6 +479,8 @@ struct Worker {
     /// Up to which append time late rows were swept.
     swept_to: Option<Micros>,
     sweeping: bool,
+    /// Flushes to go until the archive is asked for new logs that ought to arrive; none: it is not to be asked.
+    sources_wait: u8,
     /// When the detections were last looked at.
     looked: Option<Instant>,
     looks: u32,
@@ -633,6 +636,13 @@ impl Worker {
     fn has_archived_to(&mut self, archived_to: Option<Micros>) {
         self.archived_to = archived_to;
         self.ask_scheduled(archived_to);
+        if self.sources_wait > 0 {
+            self.sources_wait -= 1;
+            if self.sources_wait == 0 {
+                let at = self.engine.newest().max(self.engine.progress()).max(self.decided_to);
+                let _ = self.questions.send(Question { what: What::Sources(at), dimensions: Arc::clone(&self.dimensions) });
+            }
+        }
         let due = |swept_to: Micros| archived_to.is_some_and(|to| to - swept_to >= SWEEP_EVERY);
         if self.swept_to.is_none_or(due) {
             self.ask_late(archived_to);
@@ -663,12 +673,11 @@ impl Worker {
         }
     }
 
-    /// Asks what the archive has heard of logs that ought to arrive and that are new to the engine.
+    /// Asks what the archive has heard of logs that ought to arrive and that are new to the engine, once what came before they were
+    /// known is in it: after the flush that may be under way, and the next.
     fn ask_sources(&mut self) {
-        let at = self.engine.progress().max(self.decided_to);
-        self.engine.expected().asks();
-        if !self.engine.expected().is_empty() {
-            let _ = self.questions.send(Question { what: What::Sources(at), dimensions: Arc::clone(&self.dimensions) });
+        if self.engine.expected().asks() {
+            self.sources_wait = 2;
         }
     }
 

@@ -205,11 +205,11 @@ pub struct Analysis {
 }
 
 impl Analysis {
-    /// The columns that predicates on streams read, each with its table: where no row fills one, they let nothing through. Columns that
-    /// may well be empty (`invoked_by IS NULL`, and `x IS NULL OR …`) are not among them.
+    /// The columns that predicates on streams cannot do without, each with its table. Those that may well be empty (`invoked_by IS NULL`)
+    /// and alternatives (`… OR …`) are not among them.
     pub fn columns_read(&self) -> BTreeSet<(String, String)> {
         let of_scan = |scan: &ScanInfo| {
-            let conjuncts = scan.filters.iter().flat_map(split_conjunction).filter(|conjunct| !is_content_with_null(conjunct));
+            let conjuncts = scan.filters.iter().flat_map(split_conjunction).filter(|conjunct| !may_be_empty(conjunct));
             let columns = conjuncts.flat_map(|conjunct| conjunct.column_refs().into_iter().map(|column| (scan.table.clone(), column.name.clone())));
             columns.collect::<Vec<_>>()
         };
@@ -217,12 +217,8 @@ impl Analysis {
     }
 }
 
-fn is_content_with_null(conjunct: &Expr) -> bool {
-    match conjunct {
-        Expr::IsNull(_) => true,
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) => is_content_with_null(left) || is_content_with_null(right),
-        _ => false,
-    }
+fn may_be_empty(conjunct: &Expr) -> bool {
+    matches!(conjunct, Expr::IsNull(_) | Expr::BinaryExpr(BinaryExpr { op: Operator::Or, .. }))
 }
 
 /// What the author declared, as far as the analysis needs it.
@@ -672,7 +668,7 @@ impl Walk {
                 "sum" | "avg" | "bool_and" if self.patient => Change::AnyWay,
                 _ if self.patient => {
                     let lag = if name == "lag" {
-                        ", or keep of `lag(event_time) OVER (PARTITION BY … ORDER BY event_time, event_id) AS before` only `before IS NULL OR event_time - before > INTERVAL '…'`, and read it nowhere else"
+                        ", or keep of `lag(event_time) OVER (PARTITION BY … ORDER BY event_time, event_id) AS before` only `before IS NULL OR before < event_time - INTERVAL '…'`, and read it nowhere else"
                     } else {
                         ""
                     };
@@ -753,14 +749,14 @@ impl Walk {
             other => (left, other, right),
         };
         // a - b <= INTERVAL
-        if let (Expr::BinaryExpr(BinaryExpr { left: a, op: Operator::Minus, right: b }), Some(limit)) = (left, interval(right)) {
+        if let (Expr::BinaryExpr(BinaryExpr { left: a, op: Operator::Minus, right: b }), Some(limit)) = (left, difference(right)) {
             let (a, b) = (column_of(a, schema, cols).term, column_of(b, schema, cols).term);
             if let (Some(a), Some(b), Operator::Lt | Operator::LtEq) = (a, b, op) {
                 self.bounds.push((a.clock, b.clock, limit + b.hi - a.lo));
             }
         }
         // INTERVAL <= a - b
-        if let (Some(limit), Expr::BinaryExpr(BinaryExpr { left: a, op: Operator::Minus, right: b })) = (interval(left), right) {
+        if let (Some(limit), Expr::BinaryExpr(BinaryExpr { left: a, op: Operator::Minus, right: b })) = (difference(left), right) {
             let (a, b) = (column_of(a, schema, cols).term, column_of(b, schema, cols).term);
             if let (Some(a), Some(b), Operator::Lt | Operator::LtEq) = (a, b, op) {
                 self.bounds.push((b.clock, a.clock, a.hi - b.lo - limit));
@@ -1224,7 +1220,26 @@ fn interval(expr: &Expr) -> Option<Micros> {
     }
 }
 
-fn scalar_interval(value: &ScalarValue) -> Option<Micros> {
+/// An interval literal with which a difference of times is compared. That has no days, and SQL compares days first: one that has some is no bound.
+fn difference(expr: &Expr) -> Option<Micros> {
+    match expr {
+        Expr::Literal(value, _) => scalar_interval(value).filter(|_| is_exact(value)),
+        Expr::Cast(cast) => difference(&cast.expr),
+        Expr::Alias(alias) => difference(&alias.expr),
+        _ => None,
+    }
+}
+
+/// Whether an interval is hours and less: what a difference of times can be compared with.
+pub(super) fn is_exact(value: &ScalarValue) -> bool {
+    match value {
+        ScalarValue::IntervalMonthDayNano(Some(v)) => v.months == 0 && v.days == 0,
+        ScalarValue::IntervalDayTime(Some(v)) => v.days == 0,
+        _ => true,
+    }
+}
+
+pub(super) fn scalar_interval(value: &ScalarValue) -> Option<Micros> {
     match value {
         ScalarValue::IntervalMonthDayNano(Some(v)) if v.months == 0 => Some(i64::from(v.days) * DAY + v.nanoseconds / 1000),
         ScalarValue::IntervalDayTime(Some(v)) => Some(i64::from(v.days) * DAY + i64::from(v.milliseconds) * 1000),

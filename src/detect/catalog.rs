@@ -72,6 +72,7 @@ pub fn context(config: SessionConfig, fingerprinter: &Fingerprinter, provide: im
 /// A view that does not plan: a bug.
 pub fn register_tables(ctx: &SessionContext, fingerprinter: &Fingerprinter, provide: impl Fn(&str, SchemaRef) -> Arc<dyn TableProvider>) -> Result<()> {
     function::register(&mut *ctx.state_ref().write(), fingerprinter)?;
+    ctx.add_analyzer_rule(Arc::new(function::intervals::ExactIntervals));
     for table in STREAMS {
         ctx.register_table(table.name, provide(table.name, table.schema()))?;
     }

@@ -74,11 +74,6 @@ impl Expected {
         Ok(Self { sources: (0..rows.num_rows()).filter_map(source).collect(), knows_past: false })
     }
 
-    /// Whether nothing is expected.
-    pub fn is_empty(&self) -> bool {
-        self.sources.is_empty()
-    }
-
     /// Takes over what another has heard of the same logs.
     pub fn heard_as(&mut self, other: &Self) {
         let mut known: HashMap<(&str, &[Option<String>; 3]), Micros> = HashMap::new();
@@ -92,9 +87,11 @@ impl Expected {
         self.knows_past = other.knows_past;
     }
 
-    /// Some logs are new here: what the archive has heard of them is to be asked.
-    pub fn asks(&mut self) {
-        self.knows_past = false;
+    /// Whether some logs are new here: what the archive has heard of them is to be asked.
+    pub fn asks(&mut self) -> bool {
+        let asks = self.sources.iter().any(|source| source.heard.is_none());
+        self.knows_past &= !asks;
+        asks
     }
 
     /// Takes what the view `arrivals` says of the last day: source, account, region, kind, and the append times of the first and the

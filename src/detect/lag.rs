@@ -3,14 +3,17 @@
 
 use std::sync::Arc;
 
+use arrow::datatypes::{DataType, TimeUnit};
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, JoinType, NullEquality, Result, ScalarValue};
 use datafusion::logical_expr::expr::WindowFunction;
 use datafusion::logical_expr::utils::{conjunction, split_conjunction};
 use datafusion::logical_expr::{BinaryExpr, Expr, LogicalPlan, LogicalPlanBuilder, Operator, Window, lit};
 
+use super::analyse::{is_exact, scalar_interval};
+
 /// What the earlier rows are called in the plan.
-const EARLIER: &str = "earlier";
+const EARLIER: &str = "__keyfuse_earlier";
 
 /// The plan with every such `lag()` as an anti join; others stay as they are, and the analysis refuses them.
 ///
@@ -101,7 +104,7 @@ impl Lag {
         Some(Self { column: own, keys, time, id })
     }
 
-    /// `lag IS NULL OR event_time - lag > INTERVAL '…'`
+    /// `lag IS NULL OR lag < event_time - INTERVAL '…'`, or `event_time - lag > INTERVAL '…'`.
     fn pause(&self, conjunct: &Expr) -> Option<Pause> {
         let Expr::BinaryExpr(BinaryExpr { left, op: Operator::Or, right }) = conjunct else { return None };
         let is_null = |expr: &Expr| matches!(expr, Expr::IsNull(inner) if self.is_own(inner));
@@ -123,7 +126,7 @@ impl Lag {
         let (from, taken) = difference(long)?;
         let length = match plain(short) {
             // event_time - lag > INTERVAL
-            Expr::Literal(length, _) if self.is_time(&from) && self.is_own(&taken) => length.clone(),
+            Expr::Literal(length, _) if self.is_time(&from) && self.is_own(&taken) && is_exact(length) => length.clone(),
             // event_time - INTERVAL > lag
             other if self.is_own(other) && self.is_time(&from) => match plain(&taken) {
                 Expr::Literal(length, _) => length.clone(),
@@ -131,7 +134,7 @@ impl Lag {
             },
             _ => return None,
         };
-        Some(Pause { length, or_equal: op == Operator::GtEq })
+        scalar_interval(&length).is_some().then_some(Pause { length, or_equal: op == Operator::GtEq })
     }
 
     fn is_own(&self, expr: &Expr) -> bool {
@@ -162,10 +165,17 @@ impl Lag {
     }
 }
 
-/// Without the casts that the planner puts around.
+/// Without the casts that the planner puts around, none of which loses anything.
 fn plain(expr: &Expr) -> &Expr {
     match expr {
-        Expr::Cast(cast) => plain(&cast.expr),
+        Expr::Cast(cast)
+            if matches!(
+                cast.field.data_type(),
+                DataType::Timestamp(TimeUnit::Microsecond | TimeUnit::Nanosecond, _) | DataType::Interval(_) | DataType::Duration(_)
+            ) =>
+        {
+            plain(&cast.expr)
+        }
         Expr::Alias(alias) => plain(&alias.expr),
         other => other,
     }

@@ -174,8 +174,8 @@ pub async fn compile(ctx: &SessionContext, detection: &Arc<Detection>) -> Result
         )));
     }
     let optimised = state.optimize(&raw).map_err(|error| refuse(error.strip_backtrace().replace("datafusion.public.", "")))?;
-    let absent = lag::as_absence(optimised)?;
-    let optimised = if absent.transformed { state.optimize(&absent.data)? } else { absent.data };
+    let absent = lag::as_absence(optimised).and_then(|absent| if absent.transformed { state.optimize(&absent.data) } else { Ok(absent.data) });
+    let optimised = absent.map_err(|error| refuse(error.strip_backtrace()))?;
     if has_subquery(&optimised) {
         return Err(refuse("a scalar subquery over a stream depends on all rows at once (class C4): write a join or EXISTS, or ask on a schedule, with `schedule: 15m` and `over: 1d` in the front matter".into()));
     }

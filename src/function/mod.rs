@@ -1,5 +1,7 @@
 //! SQL functions that know credentials and networks, the same in detections and at the query door.
 
+pub mod intervals;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 

@@ -78,9 +78,11 @@ fn what_could_change_last_month_or_has_no_bound_is_refused() {
         ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u WHERE NOT EXISTS (SELECT 1 FROM cloudtrail v WHERE v.identity <> u.identity AND v.event_time BETWEEN u.event_time - INTERVAL '1 day' AND u.event_time)".into(), "no key"),
         ("SELECT access_key_id AS credential, event_time AS alert_time, lag(event_time) OVER (PARTITION BY access_key_id ORDER BY event_time) AS before FROM cloudtrail".into(), "write NOT EXISTS"),
         // How long ago the earlier row was nobody knows once it was let go of.
-        (format!("SELECT access_key_id AS credential, event_time AS alert_time, before FROM ({lag}) WHERE before IS NULL OR event_time - before > INTERVAL '30 days'"), "write NOT EXISTS"),
+        (format!("SELECT access_key_id AS credential, event_time AS alert_time, before FROM ({lag}) WHERE before IS NULL OR before < event_time - INTERVAL '30 days'"), "write NOT EXISTS"),
+        (format!("SELECT access_key_id AS credential, event_time AS alert_time FROM ({lag}) WHERE before IS NULL OR event_time - before > INTERVAL '1 month'"), "of months, which has no length"),
+        (format!("SELECT access_key_id AS credential, event_time AS alert_time FROM ({lag}) WHERE before IS NULL OR CAST(before AS DATE) <= CAST(event_time AS DATE) - INTERVAL '1 day'"), "write NOT EXISTS"),
         (format!("SELECT access_key_id AS credential, event_time AS alert_time FROM ({lag}) WHERE event_time - before > INTERVAL '30 days'"), "write NOT EXISTS"),
-        (format!("SELECT access_key_id AS credential, event_time AS alert_time FROM ({lag}) WHERE before IS NULL OR event_time - before > INTERVAL '30 days'").replace(", event_id)", ")"), "ORDER BY event_time, event_id"),
+        (format!("SELECT access_key_id AS credential, event_time AS alert_time FROM ({lag}) WHERE before IS NULL OR before < event_time - INTERVAL '30 days'").replace(", event_id)", ")"), "ORDER BY event_time, event_id"),
         ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u FULL JOIN cloudtrail v ON v.access_key_id = u.access_key_id AND v.event_time = u.event_time".into(), "UNION ALL"),
     ] {
         let refused = refusal(&sql);
@@ -99,7 +101,7 @@ fn what_more_rows_could_take_back_waits_and_says_how_long() {
     for (sql, minutes) in [
         (format!("SELECT u.credential, u.alert_time FROM ({counted}) u WHERE NOT EXISTS (SELECT 1 FROM agents a WHERE a.identity = u.identity AND {as_of} AND u.n >= 10)"), 90),
         ("SELECT access_key_id AS credential, date_bin(INTERVAL '1 hour', event_time) AS alert_time FROM cloudtrail GROUP BY 1, 2 HAVING sum(partition) > 5".into(), 90),
-        (format!("SELECT access_key_id AS credential, event_time AS alert_time FROM ({LAG}) WHERE before IS NULL OR event_time - before >= INTERVAL '30 days'"), 30),
+        (format!("SELECT access_key_id AS credential, event_time AS alert_time FROM ({LAG}) WHERE before IS NULL OR before <= event_time - INTERVAL '30 days'"), 30),
         ("SELECT credential, date_bin(INTERVAL '1 hour', event_time) AS alert_time FROM model_invocations GROUP BY 1, 2 HAVING sum(max_tokens) > 5".into(), 90),
         ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u WHERE NOT EXISTS (SELECT 1 FROM cloudtrail v WHERE v.access_key_id = u.access_key_id AND v.event_time BETWEEN u.event_time - INTERVAL '1 day' AND u.event_time - INTERVAL '1 second')".into(), 30),
         ("SELECT u.access_key_id AS credential, u.event_time AS alert_time FROM cloudtrail u WHERE NOT EXISTS (SELECT 1 FROM cloudtrail v WHERE v.access_key_id = u.access_key_id AND v.event_time BETWEEN u.event_time AND u.event_time + INTERVAL '2 hours')".into(), 150),

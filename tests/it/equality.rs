@@ -63,7 +63,7 @@ const PARTITIONS: usize = 4;
 const REQUESTS: [&str; 8] = ["r1", "r2", "r3", "r4", "r5", "r6", "r7", "r8"];
 
 /// Shapes of class C3 that no shipped detection has (yet): name, alert key, early, query.
-const SHAPES: [(&str, &str, bool, &str); 10] = [
+const SHAPES: [(&str, &str, bool, &str); 11] = [
     ("counted on the optional side", "credential", false, "SELECT u.access_key_id AS credential, date_bin(INTERVAL '1 hour', u.event_time) AS alert_time, count(k.event_id) AS after
         FROM cloudtrail u LEFT JOIN (SELECT access_key_id, event_time, event_id FROM cloudtrail WHERE event_source = 'iam.amazonaws.com') k
           ON k.access_key_id = u.access_key_id AND k.event_time > u.event_time AND k.event_time <= u.event_time + INTERVAL '2 hours'
@@ -90,8 +90,11 @@ const SHAPES: [(&str, &str, bool, &str); 10] = [
     ("after a pause", "credential", true, "SELECT access_key_id AS credential, event_time AS alert_time, event_id, event_name FROM (SELECT access_key_id, event_time, event_id, event_name,
           lag(event_time) OVER (PARTITION BY access_key_id ORDER BY event_time, event_id) AS before FROM cloudtrail WHERE event_source = 'bedrock.amazonaws.com')
         WHERE before IS NULL OR event_time - before > INTERVAL '1 hour'"),
-    ("first in three hours", "credential", false, "SELECT access_key_id AS credential, event_time AS alert_time FROM (SELECT access_key_id, event_time,
-          lag(event_time) OVER (PARTITION BY access_key_id ORDER BY event_time, event_id) AS before FROM cloudtrail) WHERE before IS NULL OR event_time - before >= INTERVAL '3 hours'"),
+    ("first in two days", "credential", false, "SELECT access_key_id AS credential, event_time AS alert_time FROM (SELECT access_key_id, event_time,
+          lag(event_time) OVER (PARTITION BY access_key_id ORDER BY event_time, event_id) AS before FROM cloudtrail) WHERE before IS NULL OR before < event_time - INTERVAL '2 days'"),
+    ("days apart", "credential", true, "SELECT access_key_id AS credential, event_time AS alert_time, event_id FROM (SELECT access_key_id, event_time, event_id,
+          lag(event_time) OVER (PARTITION BY access_key_id ORDER BY event_time, event_id) AS before FROM cloudtrail WHERE event_name = 'InvokeModel')
+        WHERE before IS NULL OR event_time - before > INTERVAL '1 day 2 hours'"),
     ("seldom seen", "identity", false, "SELECT identity, event_time AS alert_time, event_id FROM (SELECT identity, event_time, event_id, outcome,
           lag(event_time) OVER (PARTITION BY identity ORDER BY event_time, event_id) AS before FROM retrievals)
         WHERE outcome = 'success' AND (before <= event_time - INTERVAL '40 minutes' OR before IS NULL)"),
