@@ -915,6 +915,7 @@ impl Engine {
 
     /// One line per detection.
     pub fn report(&self) -> Vec<EngineReport> {
+        let silent = self.silent_sources();
         let live = self.live.iter().map(|live| EngineReport {
             suspended: live.suspended.clone(),
             tally: live.tally.clone(),
@@ -926,9 +927,9 @@ impl Engine {
                 self.newest.saturating_sub(live.sure.newest.max(self.began.unwrap_or(self.newest)))
             },
             resting: live.resting.len(),
-            ..self.report_of(&live.detection, &live.analysis)
+            ..self.report_of(&live.detection, &live.analysis, &silent)
         });
-        let asked = |asked: &Asked| EngineReport { tally: asked.tally.clone(), ..self.report_of(&asked.detection, &asked.analysis) };
+        let asked = |asked: &Asked| EngineReport { tally: asked.tally.clone(), ..self.report_of(&asked.detection, &asked.analysis, &silent) };
         live.chain(self.scheduled.iter().map(asked)).collect()
     }
 
@@ -943,7 +944,7 @@ impl Engine {
     }
 
     /// What is the same whether a detection is live or scheduled: whether what it needs arrives.
-    fn report_of(&self, detection: &Detection, analysis: &Analysis) -> EngineReport {
+    fn report_of(&self, detection: &Detection, analysis: &Analysis, silent: &BTreeMap<String, &'static Table>) -> EngineReport {
         let arrives = |scan: usize| {
             let scan = &analysis.scans[scan];
             !scan.is_stream() || self.arrived.get(scan.table.as_str()).is_some_and(|at| self.newest.saturating_sub(*at) < DAY)
@@ -967,12 +968,7 @@ impl Engine {
             detection: detection.name.clone(),
             class: analysis.class,
             empty: self.empty_columns(analysis),
-            silent: self
-                .silent_sources()
-                .into_iter()
-                .filter(|(_, table)| analysis.scans.iter().any(|scan| scan.table == table.name))
-                .map(|(name, _)| name)
-                .collect(),
+            silent: silent.iter().filter(|(_, table)| analysis.scans.iter().any(|scan| scan.table == table.name)).map(|(name, _)| name.clone()).collect(),
             missing,
             suspended: None,
             warming: None,
