@@ -1,15 +1,16 @@
 //! Why an alert came, and why one did not: the rows that took part, the clauses with their values, the moments.
 //!
 //! A detection's own query is planned over the rows around one event or alert, and asked again with one clause left out at a
-//! time: the clause without which it returns something is what stood in the way.
+//! time: the clause without which it returns something is what stood in the way. One with a schedule is asked at the moment at
+//! which it took the event, or came closest to.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, TimestampMicrosecondType};
 use datafusion::catalog::MemTable;
-use datafusion::common::tree_node::{Transformed, TreeNode};
+use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, JoinType, ScalarValue};
 use datafusion::execution::context::SessionContext;
 use datafusion::logical_expr::utils::{conjunction, split_conjunction};
@@ -17,13 +18,16 @@ use datafusion::logical_expr::{Expr, Filter, LogicalPlan, LogicalPlanBuilder, co
 use datafusion::prelude::{DataFrame, SessionConfig};
 use serde::Serialize;
 
-use crate::alert::{AllowList, alerts_of};
-use crate::clock::{DAY, Micros, rfc3339, spoken};
+use crate::alert::{Alert, AllowList, alerts_of};
+use crate::clock::{self, DAY, Micros, rfc3339, spoken};
 use crate::detect::analyse::{Analysis, Class, ScanInfo};
 use crate::detect::catalog::{self, LINEAGE};
-use crate::detect::{Detection, KeyHasher, Lineage, compile, findings_of, planner};
+use crate::detect::{Detection, KeyHasher, Lineage, Schedule, Scheduled, compile, findings_of, planner};
 use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
+use crate::function::run_at;
+use crate::query::{self, Door, Limits, Moment, on_deep_stacks};
+use crate::schedule::{self, Past};
 use crate::secret::Fingerprinter;
 use crate::table::{DIMENSIONS, History, LookBack, STREAMS, Table, VIEWS, by_name, cloudtrail as system};
 
@@ -31,6 +35,8 @@ use crate::table::{DIMENSIONS, History, LookBack, STREAMS, Table, VIEWS, by_name
 const OLDEST_EVIDENCE: Micros = 400 * DAY;
 /// Rows of an alert that are shown.
 const SHOWN_ROWS: usize = 200;
+/// Moments at which a detection with a schedule is held against an event.
+const MOMENTS: usize = 200;
 
 /// One clause of a query, and what it said of a row.
 #[derive(Clone, Debug, Serialize)]
@@ -48,6 +54,8 @@ pub struct Seen {
     /// Number of the scan in the query, from 1, and its table.
     pub scan: usize,
     pub table: String,
+    /// The moment that it is about, of a detection with a schedule.
+    pub asked_at: Option<String>,
     pub clauses: Vec<Clause>,
     /// What it is joined by, and this row's value of it.
     pub key: Option<(String, String)>,
@@ -76,6 +84,8 @@ pub struct Part {
 /// What explaining needs.
 pub struct Explainer<'a> {
     pub history: &'a dyn History,
+    /// The same rows, for detections with a schedule.
+    pub past: &'a Past,
     pub dimensions: &'a Dimensions,
     pub fingerprinter: &'a Fingerprinter,
     pub runtime: &'a tokio::runtime::Runtime,
@@ -83,12 +93,6 @@ pub struct Explainer<'a> {
 
 impl Explainer<'_> {
     fn analysis(&self, detection: &Detection) -> Result<(SessionContext, Analysis)> {
-        if detection.schedule.is_some() {
-            return Err(Error::user(format!(
-                "{} is asked over the archive as a whole: run its SQL with `keyfuse sql`, with a time in place of run_at()",
-                detection.name
-            )));
-        }
         let ctx = planner(self.fingerprinter)?;
         let compiled = self.runtime.block_on(compile(&ctx, &Arc::new(detection.clone())))?;
         Ok((ctx, compiled.analysis))
@@ -111,6 +115,10 @@ impl Explainer<'_> {
             let Some(table) = by_name(name) else { continue };
             let wanted = col("event_id").eq(lit(ScalarValue::Utf8View(Some(event_id.to_owned()))));
             let Some(row) = self.rows(table, &[wanted], None, Micros::MIN)?.iter().find_map(|batch| one_row(batch, event_id)) else { continue };
+            if let Some(schedule) = detection.schedule {
+                seen.extend(self.see_asked(&ctx, detection, schedule, table, &row)?);
+                continue;
+            }
             for (number, scan) in analysis.scans.iter().enumerate().filter(|(_, scan)| scan.table == *name) {
                 seen.push(self.see(&ctx, detection, &analysis, number, scan, table, &row)?);
             }
@@ -138,16 +146,11 @@ impl Explainer<'_> {
         if late && analysis.class > Class::C0 {
             clauses.push(Clause { text: "the row is on time (late rows take part in the sweep only)".into(), holds: Some(false), values: Vec::new() });
         }
-        let schema = DFSchema::try_from(table.schema())?;
-        for conjunct in scan.filters.iter().flat_map(split_conjunction) {
-            let plain = datafusion::logical_expr::expr_rewriter::unnormalize_col(conjunct.clone());
-            let holds = ctx.create_physical_expr(plain.clone(), &schema).and_then(|expr| expr.evaluate(row)?.into_array(1));
-            let holds = holds.ok().and_then(|bits| (bits.data_type() == &DataType::Boolean && bits.is_valid(0)).then(|| bits.as_boolean().value(0)));
-            clauses.push(Clause { text: in_sql(&plain), holds, values: values_of(row, 0, plain.column_refs().iter().map(|column| column.name())) });
-        }
+        clauses.extend(clauses_of(ctx, table, &scan.filters, row)?);
         let mut seen = Seen {
             scan: number + 1,
             table: table.name.into(),
+            asked_at: None,
             key: scan.key.as_ref().map(|key| (key.clone(), value(row, 0, key).unwrap_or_else(|| "null".into()))),
             clauses,
             company: Vec::new(),
@@ -183,6 +186,53 @@ impl Explainer<'_> {
             seen.in_the_way = self.runtime.block_on(blockers(&around, &plan))?;
         }
         Ok(seen)
+    }
+
+    /// How a detection with a schedule sees a row: of each scan, at the first moment at which the most of its clauses hold.
+    fn see_asked(&self, ctx: &SessionContext, detection: &Detection, schedule: Schedule, table: &'static Table, row: &RecordBatch) -> Result<Vec<Seen>> {
+        let appended = row.column(system::APPEND_TIME).as_primitive::<TimestampMicrosecondType>().value(0);
+        let moments = schedule::moments(detection, appended, clock::now().min(appended.saturating_add(schedule.over)), usize::MAX >> 1);
+        let mut best: BTreeMap<usize, (Micros, Vec<Clause>)> = BTreeMap::new();
+        let holding = |clauses: &[Clause]| clauses.iter().filter(|clause| clause.holds == Some(true)).count();
+        for at in moments.into_iter().take(MOMENTS) {
+            ctx.register_udf(run_at(at));
+            let plan = self.runtime.block_on(ctx.state().create_logical_plan(&detection.sql))?;
+            for (number, (_, filters)) in scans_of(&ctx.state().optimize(&plan)?)?.into_iter().enumerate().filter(|(_, (name, _))| name == table.name) {
+                let clauses = clauses_of(ctx, table, &filters, row)?;
+                if best.get(&number).is_none_or(|(_, known)| holding(&clauses) > holding(known)) {
+                    best.insert(number, (at, clauses));
+                }
+            }
+        }
+        if best.is_empty() {
+            let text = format!("a moment at which it is asked has come since the row arrived (every {})", spoken(schedule.every));
+            best.insert(0, (appended, vec![Clause { text, holds: Some(false), values: values_of(row, 0, ["append_time"].into_iter()) }]));
+        }
+        let mut all = Vec::new();
+        for (number, (at, clauses)) in best {
+            let taken = clauses.iter().all(|clause| clause.holds == Some(true));
+            let (returned, in_the_way) = if taken { self.asked(detection, schedule, at)? } else { Default::default() };
+            let (scan, table, asked_at) = (number + 1, table.name.into(), Some(rfc3339(at)));
+            all.push(Seen { scan, table, asked_at, clauses, key: None, company: Vec::new(), in_the_way, returned });
+        }
+        Ok(all)
+    }
+
+    /// The alerts that a detection with a schedule gives at a moment; if none, the clauses without which it would.
+    fn asked(&self, detection: &Detection, schedule: Schedule, at: Micros) -> Result<(Vec<String>, Vec<Clause>)> {
+        let asked = Scheduled { detection: Arc::new(detection.clone()), instead: None };
+        let (past, dimensions, fingerprinter) = (self.past.clone(), self.dimensions.clone(), self.fingerprinter.clone());
+        on_deep_stacks(self.runtime, async move {
+            let findings = schedule::ask(&asked, at, &past, &dimensions, &fingerprinter).await?;
+            let told = |alert: &Alert| format!("alert {} at {} of {}", alert.alert_id, rfc3339(alert.first_time), serde_json::json!(alert.alert_key));
+            let returned: Vec<String> = alerts_of(&findings, AllowList::default()).all().into_iter().map(told).collect();
+            if !returned.is_empty() {
+                return Ok((returned, Vec::new()));
+            }
+            let moment = Moment { at, over: schedule.over, seen: query::Seen::Once };
+            let (ctx, plan) = Door::open_at(past.rows(), Some(moment), &dimensions, &fingerprinter, Limits::default()).await?.planned(&asked.detection.sql).await?;
+            Ok((returned, blockers(&ctx, &plan).await?))
+        })
     }
 
     /// A context that holds the rows with this key around a stretch of time, and everything that is known of the own world.
@@ -325,6 +375,30 @@ pub fn clauses(analysis: &Analysis) -> Vec<String> {
         all.push(format!("scan {}: {}{absent}{reach}{}{}", number + 1, scan.table, if wanted.is_empty() { "" } else { ": " }, wanted.join(" AND ")));
     }
     all
+}
+
+/// Tables and predicates of the scans of a plan.
+fn scans_of(plan: &LogicalPlan) -> Result<Vec<(String, Vec<Expr>)>> {
+    let mut scans = Vec::new();
+    plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node {
+            scans.push((scan.table_name.table().to_owned(), scan.filters.clone()));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(scans)
+}
+
+/// What each of some predicates says of a row.
+fn clauses_of(ctx: &SessionContext, table: &'static Table, filters: &[Expr], row: &RecordBatch) -> Result<Vec<Clause>> {
+    let schema = DFSchema::try_from(table.schema())?;
+    let clause = |conjunct: &Expr| {
+        let plain = datafusion::logical_expr::expr_rewriter::unnormalize_col(conjunct.clone());
+        let holds = ctx.create_physical_expr(plain.clone(), &schema).and_then(|expr| expr.evaluate(row)?.into_array(1));
+        let holds = holds.ok().and_then(|bits| (bits.data_type() == &DataType::Boolean && bits.is_valid(0)).then(|| bits.as_boolean().value(0)));
+        Clause { text: in_sql(&plain), holds, values: values_of(row, 0, plain.column_refs().iter().map(|column| column.name())) }
+    };
+    Ok(filters.iter().flat_map(split_conjunction).map(clause).collect())
 }
 
 /// The row of a batch with this event id.

@@ -38,7 +38,7 @@ use crate::late::Window;
 use crate::limits;
 use crate::metrics::{DETECTION_SIGNS, Metrics};
 use crate::query::{Doors, Limits};
-use crate::schedule;
+use crate::schedule::Calendar;
 use crate::secret::Fingerprinter;
 use crate::sink::{AskLiveness, Delivery, Office, Parcel};
 use crate::source::broker::Sender as KafkaSender;
@@ -77,8 +77,6 @@ const SWEEP_EVERY: Micros = 15 * clock::MINUTE;
 const SWEEP_AGAIN: Micros = clock::DAY;
 /// A sink that never took anything before is told of alerts that were decided so long ago.
 const NEW_SINK_GETS: Micros = clock::DAY;
-/// Failed moments of a detection with a schedule that are asked again.
-const FAILED_MOMENTS: usize = 4;
 /// Longest that a message waits for what is known of its credential.
 const LIVENESS: Duration = Duration::from_secs(3);
 /// How often time goes on without a message.
@@ -266,8 +264,7 @@ impl Service {
             dimensions,
             questions,
             _tidying: tidying,
-            asked: recovered.asked,
-            failed_moments: HashMap::new(),
+            calendar: Calendar::since(recovered.asked),
             rollouts,
             decoders: config.topics.iter().map(|t| (t.name.clone(), Decoder::new(t.format, decoding.clone()))).collect(),
             past: Past { memory: Arc::clone(&hot), archive: ArchiveHistory { archive: Arc::clone(&archive), runtime: runtime.clone() } },
@@ -463,9 +460,8 @@ struct Worker {
     questions: Sender<Question>,
     /// While it is there, the archive is kept tidy.
     _tidying: Sender<()>,
-    /// Up to which moment each detection with a schedule was asked.
-    asked: HashMap<uuid::Uuid, Micros>,
-    failed_moments: HashMap<uuid::Uuid, BTreeSet<Micros>>,
+    /// Which moments each detection with a schedule was asked about.
+    calendar: Calendar,
     rollouts: Rollouts,
     listener: Listener,
     /// All that the topics of dimensions have stated.
@@ -633,9 +629,9 @@ impl Worker {
     }
 
     /// Every row up to this append time is in the archive: what waits for that is asked.
-    fn has_archived_to(&mut self, archived_to: Option<Micros>) {
+    fn has_archived_to(&mut self, archived_to: Option<Micros>) -> Result<()> {
         self.archived_to = archived_to;
-        self.ask_scheduled(archived_to);
+        self.ask_scheduled(archived_to)?;
         if self.sources_wait > 0 {
             self.sources_wait -= 1;
             if self.sources_wait == 0 {
@@ -647,30 +643,21 @@ impl Worker {
         if self.swept_to.is_none_or(due) {
             self.ask_late(archived_to);
         }
+        Ok(())
     }
 
     /// Asks the detections with a schedule about the moments that append time, and the archive with it, has passed.
-    fn ask_scheduled(&mut self, archived_to: Option<Micros>) {
-        let Some(archived_to) = archived_to else { return };
-        for mut asked in self.engine.scheduled() {
-            let every = asked.detection.schedule.map_or(0, |schedule| schedule.every);
-            // One that is new is asked from now on.
-            let after = self.asked.entry(asked.detection.id).or_insert_with(|| archived_to.saturating_sub(every));
-            let mut moments = schedule::moments(&asked.detection, *after, archived_to, schedule::MAKE_UP);
-            if asked.instead.is_some() && moments.len() > 1 {
-                // One question about all that lies between: what was missed is not asked quarter of an hour by quarter of an hour.
-                let missed = moments.len() as Micros * every;
-                Arc::make_mut(&mut asked.detection).schedule.iter_mut().for_each(|schedule| schedule.over += missed);
-                moments.drain(..moments.len() - 1);
+    fn ask_scheduled(&mut self, archived_to: Option<Micros>) -> Result<()> {
+        let Some(archived_to) = archived_to else { return Ok(()) };
+        for asked in self.engine.scheduled() {
+            if let Some(since) = self.calendar.begin(&asked.detection, archived_to) {
+                self.log.lock().unwrap_or_else(PoisonError::into_inner).asked(asked.detection.id, since)?;
             }
-            // What failed is asked again when the next moment has come.
-            let failed = if moments.is_empty() { None } else { self.failed_moments.remove(&asked.detection.id) };
-            for at in failed.into_iter().flatten().chain(moments) {
-                *after = at;
-                let what = What::Scheduled(asked.clone(), at);
-                let _ = self.questions.send(Question { what, dimensions: Arc::clone(&self.dimensions) });
+            for (asked, at) in self.calendar.due(asked, archived_to) {
+                let _ = self.questions.send(Question { what: What::Scheduled(asked, at), dimensions: Arc::clone(&self.dimensions) });
             }
         }
+        Ok(())
     }
 
     /// Asks what the archive has heard of logs that ought to arrive and that are new to the engine, once what came before they were
@@ -699,7 +686,8 @@ impl Worker {
                 self.take_findings(&findings, None);
                 // The log says that it was asked only after it says what came of it.
                 self.tell_updates(true)?;
-                return self.log.lock().unwrap_or_else(PoisonError::into_inner).asked(detection.id, at);
+                let asked_to = self.calendar.answered(&detection, at);
+                return self.log.lock().unwrap_or_else(PoisonError::into_inner).asked(detection.id, asked_to);
             }
             Answer::Late(Window { until, .. }, Ok((alerts, problems))) => {
                 for (detection, problem) in problems {
@@ -720,12 +708,7 @@ impl Worker {
             }
             Answer::Scheduled(detection, at, Err(error)) => {
                 self.engine.note_asked(&detection, at, None);
-                let failed = self.failed_moments.entry(detection.id).or_default();
-                failed.insert(at);
-                // A question that always fails must not keep the others waiting.
-                if detection.schedule.is_some() && failed.len() > FAILED_MOMENTS {
-                    failed.pop_first();
-                }
+                self.calendar.failed(&detection, at);
                 self.metrics.detection_errors.with_label_values(&[&detection.name]).inc();
                 error
             }
@@ -1086,8 +1069,7 @@ impl Worker {
                 None => {
                     // Nothing is left to archive: what has been decided is there.
                     self.log.lock().unwrap_or_else(PoisonError::into_inner).archived(&[], self.decided)?;
-                    self.has_archived_to(self.decided);
-                    return Ok(());
+                    return self.has_archived_to(self.decided);
                 }
             },
         };
@@ -1175,7 +1157,7 @@ impl Worker {
             Ok(flushed) => {
                 self.log.lock().unwrap_or_else(PoisonError::into_inner).archived(&pending.alerts, pending.decided)?;
                 self.source.commit(&pending.positions, false);
-                self.has_archived_to(pending.decided);
+                self.has_archived_to(pending.decided)?;
                 self.metrics.archive_commits.inc();
                 self.metrics.archive_rows.inc_by(flushed.rows);
                 self.metrics.archive_bytes.inc_by(flushed.bytes);

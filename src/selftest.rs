@@ -35,18 +35,19 @@ pub struct Outcome {
     pub seconds: f64,
 }
 
-/// Runs one test.
+/// The alerts that the rows of a test give, in order of time.
 ///
 /// # Errors
-/// In words: what was raised in the place of what was expected.
-pub fn run_one(detection: &Detection, test: &Test) -> Result<(), String> {
+/// In words: what is wrong with the rows or the detection.
+pub fn raise(detection: &Detection, test: &Test) -> Result<Vec<Alert>, String> {
     let dimensions = stated(test)?;
     let engine = Engine::new(std::slice::from_ref(detection), &Fingerprinter::public(), &dimensions);
     let mut engine = engine.map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
-    match detection.schedule {
-        Some(_) => check_scheduled(detection, &dimensions, test),
-        None => check(&mut engine, test),
-    }
+    let book = match detection.schedule {
+        Some(_) => raise_scheduled(detection, &dimensions, test)?,
+        None => raise_live(&mut engine, test)?,
+    };
+    Ok(book.all().into_iter().filter(|alert| alert.status != Status::Retracted).cloned().collect())
 }
 
 /// The same test at another time: all its moments are moved, and none of them is relative any more.
@@ -82,7 +83,7 @@ pub fn run(detection: &Detection) -> Result<Vec<Outcome>, Vec<Error>> {
     let mut outcomes = Vec::new();
     for test in &detection.tests {
         let started = std::time::Instant::now();
-        let failure = run_one(detection, test).err();
+        let failure = raise(detection, test).and_then(|alerts| compare(&alerts, test)).err();
         outcomes.push(Outcome { detection: detection.name.clone(), title: test.title.clone(), failure, seconds: started.elapsed().as_secs_f64() });
     }
     for (present, what) in [(fires, "at least one test that fires"), (silent, "at least one test that stays silent")] {
@@ -111,7 +112,7 @@ fn appended(batch: &RecordBatch) -> Micros {
 }
 
 /// Asks at every moment of the schedule, from the first row until the first moment after the last.
-fn check_scheduled(detection: &Detection, dimensions: &Dimensions, test: &Test) -> Result<(), String> {
+fn raise_scheduled(detection: &Detection, dimensions: &Dimensions, test: &Test) -> Result<AlertBook, String> {
     let (past, mut first, mut last) = (Memory::default(), Micros::MAX, Micros::MIN);
     for (_, table, batch) in rows_of(test)? {
         (first, last) = (first.min(appended(&batch)), last.max(appended(&batch)));
@@ -126,10 +127,10 @@ fn check_scheduled(detection: &Detection, dimensions: &Dimensions, test: &Test) 
         let found = runtime.block_on(schedule::ask(&asked, at, &past, dimensions, &Fingerprinter::public()));
         findings.extend(found.map_err(|error| error.to_string())?);
     }
-    compare(&alerts_of(&findings, AllowList::default()), test)
+    Ok(alerts_of(&findings, AllowList::default()))
 }
 
-fn check(engine: &mut Engine, test: &Test) -> Result<(), String> {
+fn raise_live(engine: &mut Engine, test: &Test) -> Result<AlertBook, String> {
     let mut findings: Vec<Finding> = Vec::new();
     let (past, mut arrived) = (Memory::default(), Micros::MIN);
     for (line, table, batch) in rows_of(test)? {
@@ -147,11 +148,15 @@ fn check(engine: &mut Engine, test: &Test) -> Result<(), String> {
     findings.extend(engine.tick(&past).map_err(|error| error.to_string())?);
     let mut book = alerts_of(&findings, AllowList::default());
     book.settle(Micros::MAX, &Default::default());
-    compare(&book, test)
+    Ok(book)
 }
 
-fn compare(book: &AlertBook, test: &Test) -> Result<(), String> {
-    let mut alerts: Vec<&Alert> = book.all().into_iter().filter(|alert| alert.status != Status::Retracted).collect();
+/// Whether alerts are those that a test expects.
+///
+/// # Errors
+/// In words: what was raised in the place of what was expected.
+pub fn compare(alerts: &[Alert], test: &Test) -> Result<(), String> {
+    let mut alerts: Vec<&Alert> = alerts.iter().collect();
     let shown = |alerts: &[&Alert]| alerts.iter().map(|alert| flat(alert).to_string()).collect::<Vec<_>>().join("\n  ");
     if alerts.len() != test.expect.len() {
         return Err(format!("{} alerts expected, {} raised:\n  {}", test.expect.len(), alerts.len(), shown(&alerts)));

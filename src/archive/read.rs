@@ -1,6 +1,6 @@
 //! Reading the archive: a DataFusion table over the files of one snapshot, and the engine's questions to the past.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, BooleanArray, TimestampMicrosecondArray};
@@ -27,6 +27,7 @@ use datafusion::physical_optimizer::pruning::PruningPredicateBuilder;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
 
+use super::write::Holds;
 use super::{Archive, DataFile, Location};
 use crate::clock::{HOUR, Micros, parse_time};
 use crate::error::{Error, Result};
@@ -60,6 +61,16 @@ impl ArchiveTable {
     pub fn appended_between(mut self, from: Micros, to: Micros) -> Self {
         self.files.retain(|file| file.hour_start().is_none_or(|start| start.saturating_add(HOUR) > from && start < to));
         self
+    }
+
+    /// The hours in which each event is known to be there once, and the others.
+    pub fn by_repeats(mut self) -> (Self, Self) {
+        let mut once: BTreeMap<Option<Micros>, bool> = BTreeMap::new();
+        for file in &self.files {
+            *once.entry(file.hour_start()).or_insert(true) &= Holds::of(&file.path) == Holds::EachEventOnce;
+        }
+        let (known, unknown) = std::mem::take(&mut self.files).into_iter().partition(|file| once[&file.hour_start()]);
+        (Self { files: known, ..self.clone() }, Self { files: unknown, ..self })
     }
 
     /// Append time of the first and the last row, from the statistics of the files; none without rows.

@@ -1,6 +1,7 @@
 //! Tidying: what a flush every few seconds leaves in small files becomes one sorted file an hour, and what has had its time goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, BooleanArray, make_comparator};
@@ -13,7 +14,7 @@ use datafusion::logical_expr::SortExpr;
 use datafusion::prelude::{SessionConfig, col};
 use futures::StreamExt;
 
-use super::write::FileInMaking;
+use super::write::{FileInMaking, Holds};
 use super::{Archive, ArchiveTable, DataFile, Positions};
 use crate::clock::{HOUR, MINUTE, Micros};
 use crate::error::{Error, Result};
@@ -61,9 +62,11 @@ impl Archive {
         let mut tidied = Tidied::default();
         for (hour, files) in hours {
             let is_quiet = files.iter().all(|file| file.written_at + QUIET <= now);
-            // One file of full size is as good as it gets; several of them are what compacting left of a large hour.
+            // One file of full size is as good as it gets; several of them are what compacting left of a large hour. What one flush
+            // left is neither sorted nor without repeats.
             let small = files.iter().filter(|file| file.bytes < limits::COMPACTED_FILE as u64 / 2).count();
-            if hour + HOUR <= now && is_quiet && files.len() > 1 && small > 1 {
+            let is_flushed = files.iter().all(|file| Holds::of(&file.path) == Holds::Flushed);
+            if hour + HOUR <= now && is_quiet && (small > 1 || is_flushed) {
                 tidied += self.compact_hour(table, hour.div_euclid(HOUR), files).await?;
             }
         }
@@ -78,18 +81,23 @@ impl Archive {
         let mut rows = ctx.read_table(Arc::new(source))?.sort(order(table))?.execute_stream().await?;
         let mut tidied = Tidied { compacted: files.len(), ..Tidied::default() };
         let (mut new, mut file, mut last) = (Vec::new(), FileInMaking::new(table)?, None);
+        // Repeats lie beside each other; different records of one id need not.
+        let (hasher, mut ids, mut holds) = (RandomState::new(), HashSet::new(), Holds::EachEventOnce);
         while let Some(batch) = rows.next().await {
             let batch = batch.map_err(Error::from)?;
             let once = without_repeats(table, last.as_ref(), &batch)?;
             tidied.duplicates += (batch.num_rows() - once.num_rows()) as u64;
             last = Some(batch.slice(batch.num_rows().saturating_sub(1), 1));
+            if has_ids(table) && !once.column(system::EVENT_ID).as_string_view().iter().all(|id| id.is_some_and(|id| ids.insert(hasher.hash_one(id)))) {
+                holds = Holds::Compacted;
+            }
             file.add(&once)?;
             if file.size() >= limits::COMPACTED_FILE {
-                new.push(std::mem::replace(&mut file, FileInMaking::new(table)?).put(&self.location, hour, &Positions::new()).await?);
+                new.push(std::mem::replace(&mut file, FileInMaking::new(table)?).put(&self.location, hour, holds, &Positions::new()).await?);
             }
         }
         if !file.is_empty() || new.is_empty() {
-            new.push(file.put(&self.location, hour, &Positions::new()).await?);
+            new.push(file.put(&self.location, hour, holds, &Positions::new()).await?);
         }
         tidied.written = new.len();
         self.log(table)?.lock().await.replace(&files, &new).await?;
@@ -133,11 +141,15 @@ fn order(table: &Table) -> Vec<SortExpr> {
     names.into_iter().map(|name| col(name).sort(true, true)).collect()
 }
 
+/// Whether an id says of two rows that they are one event.
+fn has_ids(table: &Table) -> bool {
+    STREAMS.iter().any(|stream| std::ptr::eq(*stream, table))
+}
+
 /// Leaves out rows that say the same as the one before them, but for where and when they came. Only where an id says
 /// that two rows are one event: a record that is refused twice is two rejects.
 fn without_repeats(table: &Table, last: Option<&RecordBatch>, batch: &RecordBatch) -> Result<RecordBatch> {
-    let has_ids = STREAMS.iter().any(|stream| std::ptr::eq(*stream, table));
-    if !has_ids || batch.num_rows() == 0 {
+    if !has_ids(table) || batch.num_rows() == 0 {
         return Ok(batch.clone());
     }
     let before = last.map_or(0, RecordBatch::num_rows);

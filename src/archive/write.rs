@@ -53,9 +53,37 @@ pub async fn write(location: &Location, table: &'static Table, batches: &[Record
     for (hour, batches) in by_hour(table, batches)? {
         let mut file = FileInMaking::new(table)?;
         batches.iter().try_for_each(|batch| file.add(batch))?;
-        files.push(file.put(location, hour, positions).await?);
+        files.push(file.put(location, hour, Holds::Flushed, positions).await?);
     }
     Ok(files)
+}
+
+/// What is known of the rows of a data file; its name says it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// What one flush had.
+    Flushed,
+    /// Rows of an hour that was compacted, and no event of them twice, nor in a file of the hour that was written before.
+    EachEventOnce,
+    /// Rows of an hour that was compacted, in which different records have one id.
+    Compacted,
+}
+
+impl Holds {
+    fn prefix(self) -> &'static str {
+        match self {
+            Holds::Flushed => "part-",
+            Holds::EachEventOnce => "once-",
+            Holds::Compacted => "hour-",
+        }
+    }
+
+    /// Of a file, by its path.
+    pub fn of(path: &str) -> Self {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let known = [Holds::EachEventOnce, Holds::Compacted].into_iter().find(|holds| name.starts_with(holds.prefix()));
+        known.unwrap_or(Holds::Flushed)
+    }
 }
 
 /// A data file that is being written, and what the commit log will say of it.
@@ -108,12 +136,12 @@ impl FileInMaking {
     }
 
     /// Ends it and stores it, durable before it returns. `hour`: hours since 1970, of the append time of all its rows.
-    pub async fn put(self, location: &Location, hour: i64, positions: &Positions) -> Result<DataFile> {
+    pub async fn put(self, location: &Location, hour: i64, holds: Holds, positions: &Positions) -> Result<DataFile> {
         let (table, rows, stats) = (self.table, self.rows, self.stats());
         let bytes = self.bytes()?;
         let date = rfc3339(hour * HOUR);
         let (date, hour_of_day) = (date[..10].to_owned(), hour.rem_euclid(24) as i32);
-        let path = format!("dt={date}/h={hour_of_day:02}/{}", name_of(table, hour, positions, &bytes));
+        let path = format!("dt={date}/h={hour_of_day:02}/{}", name_of(table, hour, holds, positions, &bytes));
         let size = bytes.len() as u64;
         put(location, table, &path, bytes).await?;
         Ok(DataFile { path, bytes: size, rows, date, hour: hour_of_day, stats, written_at: clock::now() })
@@ -157,7 +185,7 @@ fn by_hour(table: &'static Table, batches: &[RecordBatch]) -> Result<BTreeMap<i6
 }
 
 /// The same range gives the same name: writing it again after a crash replaces the orphan instead of adding another.
-fn name_of(table: &Table, hour: i64, positions: &Positions, bytes: &[u8]) -> String {
+fn name_of(table: &Table, hour: i64, holds: Holds, positions: &Positions, bytes: &[u8]) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(table.name.as_bytes()).update(&hour.to_le_bytes());
     for ((topic, partition), offset) in positions {
@@ -165,7 +193,7 @@ fn name_of(table: &Table, hour: i64, positions: &Positions, bytes: &[u8]) -> Str
     }
     // Alerts and statements have no positions; their content tells them apart.
     hasher.update(&(bytes.len() as u64).to_le_bytes()).update(blake3::hash(bytes).as_bytes());
-    format!("part-{}.parquet", &hasher.finalize().to_hex()[..24])
+    format!("{}{}.parquet", holds.prefix(), &hasher.finalize().to_hex()[..24])
 }
 
 async fn put(location: &Location, table: &Table, path: &str, bytes: Vec<u8>) -> Result<()> {

@@ -7,14 +7,18 @@ use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, TimestampMicrosecondType};
 use keyfuse::archive::{Archive, ArchiveHistory};
 use keyfuse::clock::{Micros, rfc3339, spoken};
-use keyfuse::detect::Detection;
+use keyfuse::detect::{Detection, Schedule};
 use keyfuse::error::Error;
 use keyfuse::explain::{Clause, Explainer, Seen, clauses};
 use keyfuse::query::{Answer, Door, Limits, Rows, on_deep_stacks};
+use keyfuse::schedule::Past;
 use keyfuse::text::visible;
 
 use super::terminal::{Style, coloured};
 use super::{Outcome, Rules, runtime};
+
+/// Which rows are shown of a detection that is evaluated live.
+const KEPT: &str = "of its key, within reach of its time, that pass the clauses of a scan; * are the evidence that it names";
 
 /// Why an alert came: every row, clause and moment that led to it. Or, with --why-not, why a detection said nothing about an event:
 /// which clause failed, with the values.
@@ -45,7 +49,8 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     let archive = Arc::new(runtime.block_on(Archive::open(&args.archive, &options)).map_err(one)?);
     let dimensions = args.rules.dimensions_of(&runtime, &archive)?;
     let history = ArchiveHistory { archive: Arc::clone(&archive), runtime: runtime.handle().clone() };
-    let explainer = Explainer { history: &history, dimensions: &dimensions, fingerprinter: &fingerprinter, runtime: &runtime };
+    let past = Past::Archive(Arc::clone(&archive));
+    let explainer = Explainer { history: &history, past: &past, dimensions: &dimensions, fingerprinter: &fingerprinter, runtime: &runtime };
     let by_name = |name: &str| {
         detections.iter().find(|detection| detection.name.eq_ignore_ascii_case(name)).ok_or_else(|| one(Error::user(format!("no detection named {name}"))))
     };
@@ -90,40 +95,36 @@ fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Expl
     for (name, value) in payload.iter().filter(|(_, value)| !value.is_null()) {
         println!("  {name:<20} {}", visible(&value.as_str().map_or_else(|| value.to_string(), str::to_owned)));
     }
-    if detection.schedule.is_some() {
-        println!("\nAsked over the archive on a schedule; its query is the whole of it:\n\n{}", detection.sql);
-    } else {
-        let times = (moment(answer, last, 5).unwrap_or_default(), moment(answer, last, 12).unwrap_or_default());
-        let (analysis, parts, more) = explainer.parts(detection, &evidence, times.0, times.1.max(times.0))?;
-        println!(
-            "\n{} (class {:?}, decided {})",
-            style.bold("What it asks"),
-            analysis.class,
-            if analysis.wait > 0 {
-                format!("{} after the alert's time{}", spoken(analysis.wait), if detection.early { ", told early before" } else { "" })
-            } else {
-                "when the row arrives".into()
-            }
-        );
-        for clause in clauses(&analysis) {
-            println!("  {clause}");
+    let times = (moment(answer, last, 5).unwrap_or_default(), moment(answer, last, 12).unwrap_or_default());
+    let (analysis, parts, more) = explainer.parts(detection, &evidence, times.0, times.1.max(times.0))?;
+    let (decided, rows) = match detection.schedule {
+        Some(Schedule { every, over }) => (format!("asked every {} of what arrived in the {} before", spoken(every), spoken(over)), "that it names"),
+        None if analysis.wait > 0 => {
+            let early = if detection.early { ", told early before" } else { "" };
+            (format!("decided {} after the alert's time{early}", spoken(analysis.wait)), KEPT)
         }
-        for threshold in &analysis.thresholds {
-            println!("  {} = {}  {}", threshold.name, threshold.value, style.dim(&threshold.source));
-        }
-        println!("\n{}", style.bold("The rows (of its key, within reach of its time, that pass the clauses of a scan; * are the evidence that it names)"));
-        for part in &parts {
-            let appended = style.dim(&format!("appended {}", part.append_time));
-            let mark = if part.is_evidence { '*' } else { ' ' };
-            println!("{mark} {}  scan {} {} {}  {appended}", part.event_time, part.scan, part.table, visible(&part.event_id));
-            println!("      {}", told(&part.values));
-        }
-        if more > 0 {
-            println!("  and {more} more");
-        }
-        if parts.is_empty() {
-            println!("  none of {} is in the archive (any more)", visible(&evidence.join(", ")));
-        }
+        None => ("decided when the row arrives".into(), KEPT),
+    };
+    println!("\n{} (class {:?}, {decided})", style.bold("What it asks"), analysis.class);
+    match detection.schedule {
+        Some(_) => detection.sql.lines().for_each(|line| println!("  {line}")),
+        None => clauses(&analysis).iter().for_each(|clause| println!("  {clause}")),
+    }
+    for threshold in &analysis.thresholds {
+        println!("  {} = {}  {}", threshold.name, threshold.value, style.dim(&threshold.source));
+    }
+    println!("\n{}", style.bold(&format!("The rows ({rows})")));
+    for part in &parts {
+        let appended = style.dim(&format!("appended {}", part.append_time));
+        let mark = if part.is_evidence { '*' } else { ' ' };
+        println!("{mark} {}  scan {} {} {}  {appended}", part.event_time, part.scan, part.table, visible(&part.event_id));
+        println!("      {}", told(&part.values));
+    }
+    if more > 0 {
+        println!("  and {more} more");
+    }
+    if parts.is_empty() {
+        println!("  none of {} is in the archive (any more)", visible(&evidence.join(", ")));
     }
     println!("\n{}", style.bold("The moments"));
     println!("  {}  first finding", moment(answer, last, 5).map_or_else(String::new, rfc3339));
@@ -136,7 +137,8 @@ fn alert(style: &Style, detection: &Detection, answer: &Answer, explainer: &Expl
 fn why_not(style: &Style, detection: &Detection, event_id: &str, seen: &[Seen]) {
     println!("{} {} and the event {}", style.bold(&detection.name), detection.title, visible(event_id));
     for seen in seen {
-        println!("\n{}", style.bold(&format!("As scan {}, {}", seen.scan, seen.table)));
+        let asked = seen.asked_at.as_ref().map_or_else(String::new, |at| format!(", asked at {at}"));
+        println!("\n{}", style.bold(&format!("As scan {}, {}{asked}", seen.scan, seen.table)));
         seen.clauses.iter().for_each(|clause| show(style, clause));
         if let Some(clause) = seen.clauses.iter().find(|clause| clause.holds != Some(true)) {
             println!("  so it is not looked at: {}", clause.text);
@@ -147,6 +149,10 @@ fn why_not(style: &Style, detection: &Detection, event_id: &str, seen: &[Seen]) 
         }
         seen.company.iter().for_each(|line| println!("  {}", visible(line)));
         for alert in &seen.returned {
+            if seen.asked_at.is_some() {
+                println!("  the query returns then: {}", visible(alert));
+                continue;
+            }
             println!(
                 "  the query does return something for it: {}; if it is not there, look in the allow-list, and for results that are not sure yet",
                 visible(alert)

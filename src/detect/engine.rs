@@ -123,6 +123,17 @@ struct Waiting {
     /// Per scan, rows from this number on have not been looked at.
     seen_to: Vec<u64>,
     looked: Looked,
+    /// Of what was final at some time not all was looked at yet.
+    round: Option<Round>,
+}
+
+/// What is left of a look at what has become final.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Round {
+    /// Rows of the anchor from this time on are still to be looked at.
+    from: Micros,
+    /// How far time had come on all partitions when it began.
+    to: Micros,
 }
 
 /// What a detection has seen and done since it was loaded. For one with a schedule the times are the moments that it was asked about:

@@ -14,7 +14,7 @@ use crate::detect::{Detection, Finding, Plans, Scheduled};
 use crate::dimension::Dimensions;
 use crate::error::{Error, Result};
 use crate::late::{Settings, Swept, Window, sweep};
-use crate::query::{Door, Limits, Moment, Rows, on_deep_stacks};
+use crate::query::{Door, Limits, Moment, Rows, Seen, on_deep_stacks};
 use crate::schedule::{Past, ask};
 use crate::secret::Fingerprinter;
 
@@ -71,7 +71,7 @@ fn answer(questions: &Receiver<Question>, history: &ArchiveHistory, fingerprinte
             What::Sources(at) => {
                 let (archive, fingerprinter) = (Arc::clone(&history.archive), fingerprinter.clone());
                 let heard = on_deep_stacks(runtime, async move {
-                    let moment = Moment { at: at.saturating_add(1), over: DAY, as_live: false };
+                    let moment = Moment { at: at.saturating_add(1), over: DAY, seen: Seen::All };
                     let door = Door::open_at(Rows::Archive(&archive), Some(moment), &dimensions, &fingerprinter, Limits::default()).await?;
                     door.ask(HEARD).await
                 });

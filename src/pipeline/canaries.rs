@@ -1,8 +1,9 @@
 //! Canaries: every so often each detection's own firing test goes through the topics, and what comes back is put to the detection.
 //!
 //! What comes back proves the way from a producer to the decision: broker, consumer group, decoding, the plan and the merge into an
-//! alert, which is compared with what the test expects and goes no further. It is decided beside the live engine, whose rows it must
-//! not mix with; a detection that is switched off or fails there counts as not proven, whatever its canary says. On a thread of its own.
+//! alert, which is compared with what the test expects, kept with the canary, marked, and delivered to nobody. It is decided beside the
+//! live engine, whose rows it must not mix with; a detection that is switched off or fails there counts as not proven, whatever its
+//! canary says. On a thread of its own.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use super::Order;
+use crate::alert::Alert;
 use crate::clock::{self, DAY, Micros};
 use crate::config::Canaries as Settings;
 use crate::decode::Canary;
@@ -43,6 +45,8 @@ pub struct Proof {
     records: usize,
     returned: usize,
     took: Micros,
+    /// The alerts that came of it, as a sink would get them.
+    alerts: Vec<serde_json::Value>,
     pub note: Option<String>,
 }
 
@@ -59,6 +63,9 @@ impl Proof {
         rows.int(canaries::RECORDS, Some(self.records as i64));
         rows.int(canaries::RETURNED, Some(self.returned as i64));
         rows.int(canaries::MILLISECONDS, Some(self.took / 1000));
+        if !self.alerts.is_empty() {
+            rows.text(canaries::ALERTS, Some(&serde_json::json!(self.alerts).to_string()));
+        }
         rows.end_row();
     }
 }
@@ -119,7 +126,7 @@ impl Post {
             let overdue: Vec<String> = self.open.iter().filter(|(_, open)| now - open.sent_at > self.settings.within).map(|(name, _)| name.clone()).collect();
             for open in overdue.iter().filter_map(|name| self.open.remove(name)) {
                 let note = format!("{} of {} records came back within {} s", open.returned.len(), records(&open.test), self.settings.within / clock::SECOND);
-                proofs.push(open.proof("missing", Some(note)));
+                proofs.push(open.proof("missing", &[], Some(note)));
             }
             if self.next.is_some_and(|next| now >= next) {
                 self.next = Some(now + self.settings.every);
@@ -160,7 +167,7 @@ impl Post {
             let open = Open { detection: Arc::clone(detection), test, sent_at, topic, returned: HashMap::new(), place: None };
             match sent {
                 Ok(()) => drop(self.open.insert(detection.name.clone(), open)),
-                Err(error) => refused.push(open.proof("missing", Some(error.to_string()))),
+                Err(error) => refused.push(open.proof("missing", &[], Some(error.to_string()))),
             }
         }
         refused
@@ -178,9 +185,13 @@ impl Post {
             return None;
         }
         let open = self.open.remove(&canary.detection)?;
-        Some(match selftest::run_one(&open.detection, &open.as_returned()) {
-            Ok(()) => open.proof("seen", None),
-            Err(message) => open.proof("wrong", Some(message)),
+        let test = open.as_returned();
+        Some(match selftest::raise(&open.detection, &test) {
+            Ok(alerts) => match selftest::compare(&alerts, &test) {
+                Ok(()) => open.proof("seen", &alerts, None),
+                Err(message) => open.proof("wrong", &alerts, Some(message)),
+            },
+            Err(message) => open.proof("wrong", &[], Some(message)),
         })
     }
 }
@@ -194,11 +205,17 @@ impl Open {
         test
     }
 
-    fn proof(self, outcome: &'static str, note: Option<String>) -> Proof {
+    fn proof(self, outcome: &'static str, alerts: &[Alert], note: Option<String>) -> Proof {
+        let marked = |alert: &Alert| {
+            let mut document = alert.document(Some(&self.detection));
+            document["held"] = "canary".into();
+            document
+        };
+        let alerts = alerts.iter().map(marked).collect();
         let took = clock::now() - self.sent_at;
         let (records, returned) = (records(&self.test), self.returned.len());
         let Self { detection, test, sent_at, topic, place, .. } = self;
-        Proof { detection: detection.name.clone(), outcome, sent_at, test: test.title, topic, place, records, returned, took, note }
+        Proof { detection: detection.name.clone(), outcome, sent_at, test: test.title, topic, place, records, returned, took, alerts, note }
     }
 }
 

@@ -45,7 +45,7 @@ use crate::table::{DIMENSIONS, Memory, TABLES, rejects, statements};
 
 pub use doors::Doors;
 use hot::HotAndArchived;
-use once::OnTimeOnce;
+use once::Once;
 use pausing::Pausing;
 
 /// The one database, as clients see it.
@@ -104,8 +104,18 @@ static NEWEST: &[(&str, &str, &str)] = &[
 pub struct Moment {
     pub at: Micros,
     pub over: Micros,
-    /// Only the rows that live evaluation sees: those on time, each event once.
-    pub as_live: bool,
+    pub seen: Seen,
+}
+
+/// Which rows of a moment a question sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// As they lie there: a record that was delivered again may be there again.
+    All,
+    /// Each event once in an hour of arrival, whether that hour was compacted or not.
+    Once,
+    /// What live evaluation sees: those on time, each event once.
+    AsLive,
 }
 
 /// A place to ask SQL.
@@ -165,27 +175,41 @@ impl Door {
                     (Some(archived), hot)
                 }
             };
+            let moment = moment.filter(|_| table.is_stream());
             let archived = archived.map(|read| {
                 read.register_store(&ctx);
                 match moment {
-                    Some(Moment { at, over, .. }) if table.is_stream() => read.appended_between(at.saturating_sub(over), at),
-                    _ => read,
+                    Some(Moment { at, over, .. }) => read.appended_between(at.saturating_sub(over), at),
+                    None => read,
                 }
             });
             let hot = MemTable::try_new(table.schema(), vec![hot])?;
-            let provider: Arc<dyn TableProvider> = match archived {
-                Some(archived) if matches!(rows, Rows::Both(..)) => Arc::new(HotAndArchived { archived, hot }),
-                Some(archived) => Arc::new(archived),
-                None => Arc::new(hot),
+            let seen = moment.map_or(Seen::All, |moment| moment.seen);
+            let (once, rows): (_, Arc<dyn TableProvider>) = match archived {
+                Some(archived) if matches!(rows, Rows::Both(..)) => (None, Arc::new(HotAndArchived { archived, hot })),
+                Some(archived) if seen == Seen::Once => {
+                    let (once, rest) = archived.by_repeats();
+                    (Some(Arc::new(once)), Arc::new(rest))
+                }
+                Some(archived) => (None, Arc::new(archived)),
+                None => (None, Arc::new(hot)),
             };
             let provider = match moment {
-                Some(Moment { at, over, as_live }) if table.is_stream() => {
-                    let provider = if as_live && !std::ptr::eq(*table, &rejects::TABLE) { Arc::new(OnTimeOnce(provider)) } else { provider };
+                Some(Moment { at, over, .. }) => {
+                    let rows: Arc<dyn TableProvider> = match seen {
+                        // A record that is refused twice is two rejects.
+                        _ if std::ptr::eq(*table, &rejects::TABLE) => rows,
+                        Seen::All => rows,
+                        Seen::Once => Arc::new(Once::InItsHour(rows)),
+                        Seen::AsLive => Arc::new(Once::OnTime(rows)),
+                    };
+                    let rows = ctx.read_table(rows)?;
+                    let rows = if let Some(once) = once { rows.union(ctx.read_table(once)?)? } else { rows };
                     let time = |time: Micros| lit(ScalarValue::TimestampMicrosecond(Some(time), Some("UTC".into())));
                     let appended = col("append_time");
-                    ctx.read_table(provider)?.filter(appended.clone().gt_eq(time(at.saturating_sub(over))).and(appended.lt(time(at))))?.into_view()
+                    rows.filter(appended.clone().gt_eq(time(at.saturating_sub(over))).and(appended.lt(time(at))))?.into_view()
                 }
-                _ => provider,
+                None => rows,
             };
             tables.push((table.name, provider));
         }
@@ -228,6 +252,15 @@ impl Door {
             Err(Stopped::Panicked) => Err(Error::bug("the query panicked")),
             Err(Stopped::TimeOver) => Err(Error::user(format!("stopped after {} s; narrow the question, or raise the time limit", limits.time.as_secs()))),
         }
+    }
+
+    /// The plan of a question, and the context in which it and what is made of it can be run.
+    ///
+    /// # Errors
+    /// What is wrong in the SQL.
+    pub(crate) async fn planned(&self, sql: &str) -> Result<(SessionContext, LogicalPlan)> {
+        let plan = self.plan(sql).await.map_err(plain)?;
+        Ok((self.ctx.clone(), self.ctx.state().optimize(&plan)?))
     }
 
     /// Plans a question that the guard has let through.

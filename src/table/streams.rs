@@ -321,7 +321,7 @@ table!(statements, "One message of a compacted topic that states a dimension, as
     PLACE place: Text "Where it stood: `topic/partition@offset`.",
 });
 
-table!(stream canaries, "One canary: a detection's own firing test that went through a topic, and what came of it. Written by keyfuse about itself; its records are rows nowhere else.",
+table!(stream canaries, "One canary: a detection's own firing test that went through a topic, and what came of it. Written by keyfuse about itself; its records are rows nowhere else, nor are its alerts.",
     max_delay: DAY,
     looked_up_by: &[],
 {
@@ -332,6 +332,7 @@ table!(stream canaries, "One canary: a detection's own firing test that went thr
     RECORDS records: Int "Records that were sent.",
     RETURNED returned: Int "Records that came back.",
     MILLISECONDS milliseconds: Int "From sending the first record to the verdict.",
+    ALERTS alerts: Text "The alerts that came back, as a sink would get them (a JSON array), each marked `\"held\": \"canary\"`: none is delivered.",
 });
 
 table!(detection_health, "What each detection could see, one row as of the latest look (every five minutes; every quarter of a minute just after a start); `detection_health_history` has all of them.",

@@ -1,6 +1,7 @@
 //! Live = SQL. Random streams with late, doubled and shuffled rows and forged times, over partitions that lag behind or fall silent, go
 //! through the engine in random batches, with evictions and crashes; the final alerts, ids and content, must be those of one plain SQL
-//! run over all rows. Five deliberately broken engines must be caught, or the test proves nothing.
+//! run over all rows. One detection with a schedule a stream is asked meanwhile, of what is archived; what it says must be what plain SQL
+//! says of each moment. Five deliberately broken engines must be caught, or the test proves nothing.
 //!
 //! `KEYFUSE_SEEDS=2000 cargo test --release equality` runs more streams, `KEYFUSE_FIRST_SEED` begins with another.
 
@@ -13,15 +14,16 @@ use arrow::compute::concat_batches;
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::execution::context::SessionContext;
 use keyfuse::alert::{AlertBook, AllowList, Status, alerts_of};
-use keyfuse::clock::{MINUTE, Micros, SECOND};
-use keyfuse::detect::analyse::Class;
+use keyfuse::clock::{HOUR, MINUTE, Micros, SECOND};
+use keyfuse::detect::analyse::{Class, Merge};
 use keyfuse::detect::catalog::{LINEAGE, register_tables};
-use keyfuse::detect::{Detection, Engine, Finding, Plans, findings_of};
+use keyfuse::detect::{Detection, Engine, Finding, Plans, Schedule, Scheduled, findings_of};
 use keyfuse::dimension::Dimensions;
 use keyfuse::late::{Window, sweep};
 use keyfuse::pipeline::{BROKER_SKEW, Lag, Progress, watermark};
+use keyfuse::schedule::{self, Calendar};
 use keyfuse::secret::Fingerprinter;
-use keyfuse::table::{Kind, Memory, Place, Rows, STREAMS, Table, agents, approvals, cloudtrail as c, exposure_reports as e};
+use keyfuse::table::{Kind, Memory, Place, Rows, STREAMS, Table, agents, approvals, cloudtrail as c, exposure_reports as e, rejects};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -103,17 +105,51 @@ const SHAPES: [(&str, &str, bool, &str); 11] = [
         FROM model_invocations WHERE identity IS NOT NULL) WHERE cost > mean * 2"),
 ];
 
-/// The shipped detections, and those shapes.
-fn all_detections() -> Vec<Detection> {
-    // What is asked on a schedule is the same SQL over the same rows by its nature.
-    let mut all: Vec<Detection> = shipped().into_iter().filter(|detection| detection.schedule.is_none()).collect();
-    for (number, (name, key, early, sql)) in SHAPES.into_iter().enumerate() {
-        let id = uuid::Uuid::from_u128(number as u128 + 1);
-        let shape =
-            Detection { name: name.into(), id, sql: sql.into(), alert_key: vec![key.into()], dedup: 60 * MINUTE, early, tests: Vec::new(), ..all[0].clone() };
-        all.push(shape);
-    }
-    all
+/// Shapes of class C4, which small streams move as the shipped ones of that class seldom are: name, alert key, how often (minutes), over how
+/// long (minutes), query.
+const ASKED: [(&str, &str, i64, i64, &str); 6] = [
+    ("late share", "source_ip", 15, 90, "SELECT source_ip, run_at() AS alert_time, count(*) AS total, count(*) FILTER (WHERE late) AS late_rows, min(event_id) FILTER (WHERE late) AS event_id
+        FROM cloudtrail GROUP BY source_ip HAVING count(*) FILTER (WHERE late) > 0"),
+    ("over the mean of all", "who", 60, 240, "SELECT identity AS who, date_bin(INTERVAL '1 hour', run_at() - INTERVAL '1 hour') AS alert_time, sum(cost_microdollars) AS cost, count(*) AS calls
+        FROM model_invocations WHERE identity IS NOT NULL GROUP BY identity HAVING sum(cost_microdollars) > (SELECT avg(cost_microdollars) FROM model_invocations) * 2"),
+    ("gone silent", "identity", 15, 360, "SELECT identity, run_at() AS alert_time, max(append_time) AS last_at, count(*) AS sent FROM cloudtrail WHERE identity IS NOT NULL
+        GROUP BY identity HAVING max(append_time) < run_at() - INTERVAL '40 minutes'"),
+    ("busiest network", "net", 30, 120, "SELECT source_network AS net, run_at() AS alert_time, count(*) AS calls, max(event_id) AS event_id FROM cloudtrail WHERE source_network IS NOT NULL
+        GROUP BY source_network ORDER BY count(*) DESC, source_network LIMIT 1"),
+    ("without its log", "key", 30, 150, "SELECT c.access_key_id AS key, run_at() AS alert_time, count(*) AS calls, count(m.request_id) AS logged FROM cloudtrail c
+        LEFT JOIN (SELECT DISTINCT request_id FROM model_invocations WHERE request_id IS NOT NULL) m ON m.request_id = c.request_id
+        WHERE c.outcome = 'success' GROUP BY c.access_key_id HAVING count(m.request_id) * 2 < count(*)"),
+    ("usual of a key", "key", 20, 400, "WITH hourly AS (SELECT access_key_id AS key, date_bin(INTERVAL '1 hour', event_time) AS hour, count(*) AS calls FROM cloudtrail GROUP BY 1, 2),
+          usual AS (SELECT key, percentile_cont(0.5) WITHIN GROUP (ORDER BY calls) AS calls FROM hourly GROUP BY key)
+        SELECT h.key, h.hour AS alert_time, h.calls, CAST(u.calls AS BIGINT) AS usual FROM hourly h JOIN usual u ON u.key = h.key WHERE h.calls > u.calls AND h.hour > run_at() - INTERVAL '2 hours'"),
+];
+
+fn shape(number: usize, name: &str, key: &str, sql: &str) -> Detection {
+    let id = uuid::Uuid::from_u128(number as u128 + 1);
+    Detection { name: name.into(), id, sql: sql.into(), alert_key: vec![key.into()], dedup: HOUR, schedule: None, tests: Vec::new(), ..shipped().swap_remove(0) }
+}
+
+/// The shipped detections that are evaluated live, and those shapes.
+fn live_detections() -> Vec<Detection> {
+    let shapes = SHAPES.into_iter().enumerate().map(|(number, (name, key, early, sql))| Detection { early, ..shape(number, name, key, sql) });
+    shipped().into_iter().filter(|detection| detection.schedule.is_none()).chain(shapes).collect()
+}
+
+/// The shipped detections with a schedule, and those shapes.
+fn scheduled_detections() -> Vec<Arc<Detection>> {
+    let shapes = ASKED.into_iter().enumerate().map(|(number, (name, key, every, over, sql))| Detection {
+        schedule: Some(Schedule { every: every * MINUTE, over: over * MINUTE }),
+        ..shape(100 + number, name, key, sql)
+    });
+    shipped().into_iter().filter(|detection| detection.schedule.is_some()).chain(shapes).map(Arc::new).collect()
+}
+
+/// When the first moment comes about which a detection with a schedule is asked.
+const ASKED_SINCE: Micros = START - 30 * MINUTE;
+
+/// The moment up to which one is asked: some time after the last row.
+fn asked_to(detection: &Detection, stream: &[Row]) -> Micros {
+    end(stream) + 2 * detection.schedule.map_or(0, |schedule| schedule.every)
 }
 
 /// Who makes whom, each once: that is how STS and IAM hand out ids.
@@ -300,7 +336,9 @@ struct Expected {
 
 /// Plain SQL over all rows: on-time rows for what joins and counts (every row, if asked to), every row for what one row decides.
 async fn oracle(plans: &Plans, stream: &[Row], with_late: bool) -> Expected {
-    let (timely, whole) = (world(stream, false).await, world(stream, true).await);
+    let once = |row: &Row| (event_id(row), 0);
+    let on_time = stream.iter().filter(|row| !is_late(&row.batch));
+    let (timely, whole) = (world(each_once(on_time, once)).await, world(each_once(stream.iter(), once)).await);
     let (mut settled, mut open) = (Vec::new(), Vec::new());
     for (detection, analysis) in plans.detections() {
         let ctx = if with_late || analysis.class == Class::C0 { &whole } else { &timely };
@@ -322,14 +360,40 @@ fn end(stream: &[Row]) -> Micros {
     stream.iter().map(|row| row.append_time).max().unwrap_or_default()
 }
 
-async fn world(stream: &[Row], all_rows: bool) -> SessionContext {
-    let ctx = SessionContext::new();
-    let mut seen: HashSet<String> = HashSet::new();
-    let mut tables: BTreeMap<&str, Vec<RecordBatch>> = STREAMS.iter().map(|t| (t.name, Vec::new())).collect();
-    for row in stream.iter().filter(|row| all_rows || !is_late(&row.batch)) {
-        if seen.insert(row.batch.column(c::EVENT_ID).as_string_view().value(0).to_owned()) {
-            tables.get_mut(row.table.name).expect("a stream").push(row.batch.clone());
+/// What plain SQL says of each moment at which a detection with a schedule is asked.
+async fn asked_oracle(detection: &Arc<Detection>, stream: &[Row]) -> BTreeMap<String, serde_json::Value> {
+    let Schedule { every, over } = detection.schedule.expect("a schedule");
+    let mut findings = Vec::new();
+    for at in (ASKED_SINCE.div_euclid(every) + 1..=asked_to(detection, stream).div_euclid(every)).map(|number| number * every) {
+        let once = each_once(stream.iter(), |row| (event_id(row), row.append_time.div_euclid(HOUR)));
+        let ctx = world(once.into_iter().filter(|row| (at - over..at).contains(&row.append_time)).collect()).await;
+        ctx.register_udf(keyfuse::function::run_at(at));
+        ctx.register_table("rejects", Arc::new(MemTable::try_new(rejects::TABLE.schema(), vec![vec![]]).expect("no rows"))).expect("new");
+        for batch in ctx.sql(&detection.sql).await.expect("plans").collect().await.expect("runs") {
+            let merge = |name: &String| if name == "level" { Merge::Level } else { Merge::First };
+            let merges: Vec<_> = batch.schema().fields().iter().map(|field| (field.name().clone(), merge(field.name()))).collect();
+            findings.extend(findings_of(detection, &merges, &batch).expect("findings"));
         }
+    }
+    of_book(&alerts_of(&findings, AllowList::default()))
+}
+
+fn event_id(row: &Row) -> String {
+    row.batch.column(c::EVENT_ID).as_string_view().value(0).to_owned()
+}
+
+/// The rows that are the first of their kind, in order of arrival.
+fn each_once<'s, K: std::hash::Hash + Eq>(rows: impl Iterator<Item = &'s Row>, kind: impl Fn(&Row) -> K) -> Vec<&'s Row> {
+    let mut seen = HashSet::new();
+    rows.filter(|row| seen.insert(kind(row))).collect()
+}
+
+/// Plain tables of rows, and the views over them.
+async fn world(rows: Vec<&Row>) -> SessionContext {
+    let ctx = SessionContext::new();
+    let mut tables: BTreeMap<&str, Vec<RecordBatch>> = STREAMS.iter().map(|t| (t.name, Vec::new())).collect();
+    for row in rows {
+        tables.get_mut(row.table.name).expect("a stream").push(row.batch.clone());
     }
     let tables: BTreeMap<&str, Vec<RecordBatch>> =
         STREAMS.iter().map(|t| (t.name, vec![concat_batches(&t.schema(), &tables[t.name]).expect("one schema")])).collect();
@@ -435,8 +499,48 @@ impl<'s> Partitions<'s> {
     }
 }
 
+/// What a detection with a schedule is asked of what is archived.
+struct Asking<'r> {
+    asked: Scheduled,
+    calendar: Calendar,
+    /// What of the calendar is on disk.
+    noted: Micros,
+    runtime: &'r tokio::runtime::Runtime,
+}
+
+impl<'r> Asking<'r> {
+    fn new(detection: &Arc<Detection>, runtime: &'r tokio::runtime::Runtime) -> Self {
+        let asked = Scheduled { detection: Arc::clone(detection), instead: None };
+        let mut asking = Self { asked, calendar: Calendar::default(), noted: ASKED_SINCE, runtime };
+        asking.begin();
+        asking
+    }
+
+    /// A new process.
+    fn begin(&mut self) {
+        self.calendar = Calendar::since([(self.asked.detection.id, self.noted)].into());
+    }
+
+    /// Asks what is due. Some questions fail, and not all that is known of the answers reaches the disk.
+    fn ask(&mut self, archived: Memory, archived_to: Micros, mut fails: impl FnMut() -> bool) -> Vec<Finding> {
+        let (past, mut findings, mut failed) = (schedule::Past::Memory(Arc::new(archived)), Vec::new(), 0);
+        for (asked, at) in self.calendar.due(self.asked.clone(), archived_to) {
+            if failed < 3 && fails() {
+                failed += 1;
+                self.calendar.failed(&asked.detection, at);
+                continue;
+            }
+            findings.extend(self.runtime.block_on(schedule::ask(&asked, at, &past, &known(), &Fingerprinter::public())).expect("an answer"));
+            if !fails() {
+                self.noted = self.calendar.answered(&asked.detection, at);
+            }
+        }
+        findings
+    }
+}
+
 /// The engine over the same rows, each partition in append order, in random batches, with evictions and crashes.
-fn live(plans: &Plans, stream: &[Row], rng: &mut StdRng, broken: Broken) -> (BTreeMap<String, serde_json::Value>, usize) {
+fn live(plans: &Plans, mut asking: Asking<'_>, stream: &[Row], rng: &mut StdRng, broken: Broken) -> (BTreeMap<String, serde_json::Value>, usize) {
     let fresh = || Engine::of(plans, &known()).expect("an engine");
     // Half of the engines look at a few rows at a time, and are behind most of the time; half of those have no time for more than one
     // detection in a tick, and let keys rest that they looked at.
@@ -449,6 +553,12 @@ fn live(plans: &Plans, stream: &[Row], rng: &mut StdRng, broken: Broken) -> (BTr
     // Archive and memory in one: all that has been read. What is committed survives a crash.
     let mut past = Memory::default();
     let mut partitions = Partitions::new(stream, rng);
+    let by_partition = partitions.rows.clone();
+    let archived = |at: &[usize]| {
+        let past = Memory::default();
+        by_partition.iter().zip(at).for_each(|(rows, at)| rows[..*at].iter().for_each(|row| past.add(row.table, &as_read(row))));
+        past
+    };
     let (mut committed, mut decided, mut crashes) = ((partitions.at.clone(), None), None, 0);
     while !partitions.is_read() {
         for row in partitions.poll(rng) {
@@ -480,15 +590,18 @@ fn live(plans: &Plans, stream: &[Row], rng: &mut StdRng, broken: Broken) -> (BTr
         }
         match rng.random_range(0..12) {
             _ if partitions.is_read() => {}
-            0..2 => committed = (partitions.at.clone(), decided),
+            0..2 => {
+                committed = (partitions.at.clone(), decided);
+                if let Some(decided) = decided {
+                    book.merge(&asking.ask(archived(&committed.0), decided, || rng.random_range(0..12) == 0), 0, None);
+                }
+            }
             2 => {
                 // Crash: everything in memory is gone; the archive and the alert log are not.
                 crashes += 1;
                 engine = fresh();
-                past = Memory::default();
-                for (rows, at) in partitions.rows.iter().zip(&committed.0) {
-                    rows[..*at].iter().for_each(|row| past.add(row.table, &as_read(row)));
-                }
+                past = archived(&committed.0);
+                asking.begin();
                 decided = committed.1;
                 partitions.begin_at(committed.0.clone());
                 if broken == Broken::AlertLogOff {
@@ -501,6 +614,7 @@ fn live(plans: &Plans, stream: &[Row], rng: &mut StdRng, broken: Broken) -> (BTr
             _ => {}
         }
     }
+    book.merge(&asking.ask(archived(&partitions.at), asked_to(&asking.asked.detection, stream), || false), 0, None);
     let settled =
         book.all().into_iter().filter(|alert| alert.status != Status::Retracted && (alert.status != Status::Provisional || broken == Broken::NeverRetracts));
     (settled.map(|alert| (alert.alert_id.clone(), alert.content())).collect(), crashes)
@@ -533,20 +647,25 @@ fn stream(rng: &mut StdRng) -> Vec<Row> {
 
 #[test]
 fn live_alerts_equal_plain_sql_and_broken_engines_are_caught() {
-    let plans = Plans::new(&all_detections(), &Fingerprinter::public()).unwrap_or_else(|errors| panic!("{}", errors[0]));
+    let scheduled = scheduled_detections();
+    let plans = Plans::new(&live_detections(), &Fingerprinter::public()).unwrap_or_else(|errors| panic!("{}", errors[0]));
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let seeds: u64 = std::env::var("KEYFUSE_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(3);
     let first: u64 = std::env::var("KEYFUSE_FIRST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
-    let (mut alerts, mut late_alerts, mut crashes) = (0, 0, 0);
+    let (mut alerts, mut asked_alerts, mut late_alerts, mut crashes) = (0, 0, 0, 0);
     let mut caught = [None; 5];
     for seed in first..seeds {
         let mut rng = StdRng::seed_from_u64(seed);
         let stream = stream(&mut rng);
+        let asked = &scheduled[rng.random_range(0..scheduled.len())];
         let expected = runtime.block_on(oracle(&plans, &stream, false));
-        alerts += expected.settled.len();
-        let (got, crashed) = live(&plans, &stream, &mut rng, Broken::No);
+        let mut all = runtime.block_on(asked_oracle(asked, &stream));
+        asked_alerts += all.len();
+        all.extend(expected.settled.clone());
+        alerts += all.len();
+        let (got, crashed) = live(&plans, Asking::new(asked, &runtime), &stream, &mut rng, Broken::No);
         crashes += crashed;
-        assert_same(seed, &expected.settled, &got);
+        assert_same(seed, &all, &got);
         let added = swept(&plans, &stream);
         let mut late = runtime.block_on(oracle(&plans, &stream, true)).settled;
         // What rows on time have told already, early ones included, late rows do not add.
@@ -556,13 +675,13 @@ fn live_alerts_equal_plain_sql_and_broken_engines_are_caught() {
         // Each broken engine runs until a stream has caught it.
         let broken = [Broken::LateRuleOff, Broken::WatermarkAhead, Broken::SlowestIgnored, Broken::AlertLogOff, Broken::NeverRetracts];
         for (broken, caught) in broken.into_iter().zip(&mut caught) {
-            if caught.is_none() && live(&plans, &stream, &mut StdRng::seed_from_u64(seed), broken).0 != expected.settled {
+            if caught.is_none() && live(&plans, Asking::new(asked, &runtime), &stream, &mut StdRng::seed_from_u64(seed), broken).0 != all {
                 *caught = Some(seed);
             }
         }
     }
     println!(
-        "{} streams, {crashes} crashes, {alerts} alerts, all equal, and {late_alerts} that late rows add; broken engines caught by stream {caught:?} (late rule, watermark, slowest partition, alert log, retraction)",
+        "{} streams, {crashes} crashes, {alerts} alerts ({asked_alerts} asked for on a schedule), all equal, and {late_alerts} that late rows add; broken engines caught by stream {caught:?} (late rule, watermark, slowest partition, alert log, retraction)",
         seeds - first
     );
     assert!(late_alerts as u64 > seeds - first, "late rows add alerts");

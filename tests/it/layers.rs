@@ -15,7 +15,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("detect", &["dimension", "function", "table"]),
     ("dimension", &["table"]),
     ("doctor", &["detect", "dimension", "query", "table"]),
-    ("explain", &["alert", "detect", "dimension", "table"]),
+    ("explain", &["alert", "detect", "dimension", "function", "query", "schedule", "table"]),
     ("function", &["credential"]),
     ("generate", &[]),
     ("investigate", &["detect", "query"]),

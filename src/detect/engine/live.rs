@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use arrow::record_batch::RecordBatch;
 use hashbrown::{HashMap, HashSet};
 
-use super::{Feed, GRAIN, Live, Looked, Part, StoreEntry, Waiting};
+use super::{Feed, GRAIN, Live, Looked, Part, Round, StoreEntry, Waiting};
 use crate::clock::Micros;
 use crate::detect::analyse::Class;
 use crate::detect::finding::{Finding, findings_of};
@@ -37,9 +37,16 @@ impl Live {
         family.iter().filter_map(|key| self.waiting.get(key)).map(|waiting| waiting.looked).fold(self.looked, Looked::or_earlier)
     }
 
+    /// The round over what has become final that was begun of a family; none where a part of it was not in it.
+    pub(super) fn round_of(&self, family: &HashSet<Key>) -> Option<Round> {
+        let rounds = family.iter().map(|key| self.waiting.get(key).and_then(|waiting| waiting.round));
+        rounds.reduce(|one, other| one.filter(|_| one == other)).flatten()
+    }
+
     /// A family as it waits if it is not looked at now.
     pub(super) fn waits(&self, family: &HashSet<Key>) -> Waiting {
-        Waiting { seen_to: (0..self.feeds.len()).map(|scan| self.seen(family, scan)).collect(), looked: self.looked_at(family) }
+        let seen_to = (0..self.feeds.len()).map(|scan| self.seen(family, scan)).collect();
+        Waiting { seen_to, looked: self.looked_at(family), round: self.round_of(family) }
     }
 
     /// Dirty keys that do not rest.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashSet;
 
-use super::{Engine, Feed, Live, Looked, Part, Waiting, key_name};
+use super::{Engine, Feed, Live, Looked, Part, Round, Waiting, key_name};
 use crate::clock::Micros;
 use crate::detect::analyse::Class;
 use crate::detect::finding::{Finding, Standing};
@@ -87,7 +87,7 @@ impl Engine {
         let largest = if self.tick_time < Duration::MAX { self.largest(number, &families, &keys) } else { None };
         let seen_to = self.seen_by_now(number);
         let live = &mut self.live[number];
-        let before = Arc::new(Waiting { seen_to: std::mem::replace(&mut live.seen_to, seen_to), looked: live.looked });
+        let before = Arc::new(Waiting { seen_to: std::mem::replace(&mut live.seen_to, seen_to), looked: live.looked, round: None });
         live.looked = Looked { progress: self.progress, newest: self.newest };
         families.iter().flatten().for_each(|key| drop(live.waiting.remove(key)));
         for key in &later {
@@ -117,7 +117,7 @@ impl Engine {
     }
 
     /// Class C3: what is looked at of these keys. Where rows of an anchor have results of their own, those rows only that are new
-    /// (where results are told early), and those whose results have become final. Of very many new ones, as many as there is room for.
+    /// (where results are told early), and those whose results have become final. Of very many, as many as there is room for.
     fn finals(&self, number: usize, keys: HashSet<Key>, families: &[HashSet<Key>], everything: &[Range<u64>]) -> Work {
         let live = &self.live[number];
         let whole = || Part { numbers: everything.to_vec(), anchors: ALL_TIMES };
@@ -141,31 +141,44 @@ impl Engine {
                 runs.entry((numbers.start, numbers.end, times.start, times.end)).or_default().extend(&members);
             };
             let looked = live.looked_at(family);
-            let finals = store.slices(family, live.anchor_times(self.progress, looked.progress), together);
-            finals.into_iter().for_each(|times| add(0..u64::MAX, times));
-            if !live.detection.early {
-                continue;
+            // One round over what has become final goes to where time stood when it began, however many ticks it takes.
+            let round = live.round_of(family);
+            let to = round.map_or(self.progress, |round| round.to);
+            let mut times = live.anchor_times(to, looked.progress);
+            times.start = round.map_or(times.start, |round| round.from);
+            let mut room = rows.saturating_mul(PAIRS_PER_ROW);
+            let mut rest = None;
+            for times in store.slices(family, times, together) {
+                if room == 0 {
+                    rest = Some(Round { from: times.start, to });
+                    break;
+                }
+                room = room.saturating_sub(self.partners_of(number, scan, family, together).saturating_mul(together));
+                add(0..u64::MAX, times);
             }
+            let looked = if rest.is_some() { looked } else { Looked { progress: to, ..looked } };
+            let mut seen_to = self.seen_by_now(number);
             let from = live.seen(family, scan);
-            let mut fresh: Vec<u64> = store.ids_from(family, from).collect();
+            let mut fresh: Vec<u64> = if live.detection.early { store.ids_from(family, from).collect() } else { Vec::new() };
+            let mut all_taken = rest.is_none() && to == self.progress;
             if fresh.len() <= together {
                 if !fresh.is_empty() {
                     add(from..u64::MAX, ALL_TIMES);
                 }
-                continue;
-            }
-            fresh.sort_unstable();
-            let mut room = rows.saturating_mul(PAIRS_PER_ROW);
-            for slice in fresh.chunks(together) {
-                if room == 0 {
-                    let mut seen_to = self.seen_by_now(number);
-                    seen_to[scan] = slice[0];
-                    // What is final of them was looked at all the same.
-                    left.push((family.clone(), Waiting { seen_to, looked: Looked { progress: self.progress, ..looked } }));
-                    break;
+            } else {
+                fresh.sort_unstable();
+                let mut room = rows.saturating_mul(PAIRS_PER_ROW);
+                for slice in fresh.chunks(together) {
+                    if room == 0 {
+                        (seen_to[scan], all_taken) = (slice[0], false);
+                        break;
+                    }
+                    add(slice[0]..slice[slice.len() - 1] + 1, ALL_TIMES);
+                    room = room.saturating_sub(self.partners_of(number, scan, family, slice.len()).saturating_mul(slice.len()));
                 }
-                add(slice[0]..slice[slice.len() - 1] + 1, ALL_TIMES);
-                room = room.saturating_sub(self.partners_of(number, scan, family, slice.len()).saturating_mul(slice.len()));
+            }
+            if !all_taken {
+                left.push((family.clone(), Waiting { seen_to, looked, round: rest }));
             }
         }
         let part = |(from, to, start, end): (u64, u64, Micros, Micros)| {
