@@ -230,7 +230,8 @@ impl Explainer<'_> {
                 return Ok((returned, Vec::new()));
             }
             let moment = Moment { at, over: schedule.over, seen: query::Seen::Once };
-            let (ctx, plan) = Door::open_at(past.rows(), Some(moment), &dimensions, &fingerprinter, Limits::default()).await?.planned(&asked.detection.sql).await?;
+            let (ctx, plan) =
+                Door::open_at(past.rows(), Some(moment), &dimensions, &fingerprinter, Limits::default()).await?.planned(&asked.detection.sql).await?;
             Ok((returned, blockers(&ctx, &plan).await?))
         })
     }

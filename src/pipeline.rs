@@ -9,6 +9,7 @@
 
 mod asking;
 mod canaries;
+mod reloading;
 mod rollout;
 mod tidying;
 mod watermark;
@@ -51,6 +52,7 @@ pub use watermark::{BROKER_SKEW, Lag, Progress, watermark};
 
 use asking::{Answer, Question, What};
 use canaries::{Proof, Told};
+use reloading::{Loaded, Read, Reloading};
 use rollout::{Rollout, Rollouts};
 use world::{Listener, World};
 
@@ -121,6 +123,8 @@ pub enum Order {
     Reload,
     /// What topics of dimensions newly say.
     State(Vec<Statement>),
+    /// Detections that were read again, and whose past is known now.
+    Loaded(Box<Read>),
     /// What the archive answered.
     Answered(Answer),
     /// Look for what late rows add, now.
@@ -265,6 +269,8 @@ impl Service {
             questions,
             _tidying: tidying,
             calendar: Calendar::since(recovered.asked),
+            reloading: None,
+            orders: orders.clone(),
             rollouts,
             decoders: config.topics.iter().map(|t| (t.name.clone(), Decoder::new(t.format, decoding.clone()))).collect(),
             past: Past { memory: Arc::clone(&hot), archive: ArchiveHistory { archive: Arc::clone(&archive), runtime: runtime.clone() } },
@@ -420,6 +426,7 @@ fn names_of(detections: &[Detection]) -> Vec<(String, String)> {
 }
 
 /// What is not yet in the archive, what is on its way there, and the archive.
+#[derive(Clone)]
 struct Past {
     memory: Arc<Memory>,
     archive: ArchiveHistory,
@@ -462,6 +469,9 @@ struct Worker {
     _tidying: Sender<()>,
     /// Which moments each detection with a schedule was asked about.
     calendar: Calendar,
+    /// Detections that will take the place of those that run.
+    reloading: Option<Reloading>,
+    orders: Sender<Order>,
     rollouts: Rollouts,
     listener: Listener,
     /// All that the topics of dimensions have stated.
@@ -528,6 +538,9 @@ impl Worker {
             self.health.fail(Some(error.to_string()));
             tracing::error!(%error, "the service stops");
         }
+        if let Some(reloading) = self.reloading.take() {
+            let _ = reloading.call_off().join();
+        }
         let closed = match &ended {
             Ok(()) => self.close(),
             Err(_) => Ok(()),
@@ -580,6 +593,11 @@ impl Worker {
                 std::thread::sleep(Duration::from_millis(if self.failed.is_some() { 500 } else { 0 }));
                 self.obey(orders)?;
             }
+            // The past of new detections takes that long to be read: what comes next waits, Kafka keeps it.
+            while self.reloading.as_ref().is_some_and(Reloading::is_full) && !self.stopping {
+                self.obey(orders)?;
+                std::thread::sleep(Duration::from_millis(10));
+            }
             self.health.moves();
         }
     }
@@ -594,6 +612,7 @@ impl Worker {
                     Err(error) => tracing::error!(%error, "statements could not be archived and do not count yet; they will be tried again"),
                 }
             }
+            Ok(Order::Loaded(read)) => self.take_loaded(*read),
             Ok(Order::Answered(answer)) => self.take_answer(answer)?,
             Ok(Order::Proved(proofs)) => self.take_proofs(proofs)?,
             Ok(Order::Sweep) => self.ask_late(self.archived_to),
@@ -757,6 +776,9 @@ impl Worker {
         self.count(table, batch);
         self.unarchived_bytes += batch.get_array_memory_size();
         self.past.memory.add(table, batch);
+        if let Some(reloading) = &mut self.reloading {
+            reloading.keep(table, batch);
+        }
         self.engine.push(table, batch)
     }
 
@@ -782,6 +804,7 @@ impl Worker {
         self.health.moves();
         self.health.ready.store(true, Ordering::Relaxed);
         self.tell_canaries(|_| Told::Ready);
+        self.reload_again();
         Ok(())
     }
 
@@ -807,6 +830,7 @@ impl Worker {
         engine.restore(&self.past, since)?;
         tracing::info!(since = since.map(clock::rfc3339), "time goes on from where the slowest partition stands");
         (self.engine, self.decided) = (engine, since);
+        self.reload_again();
         Ok(())
     }
 
@@ -1264,40 +1288,72 @@ impl Worker {
         self.ask_sources();
     }
 
+    /// Reads the detections again. They take the place of those that run when their past is known.
     fn reload(&mut self) {
         let outcome = read_folder(&self.config.detections).and_then(|detections| {
+            let one = |error: Error| vec![error];
             let detections = with_levels(detections, &self.config);
-            let mut world = World::read(&self.config, &self.stated)?;
+            let world = World::read(&self.config, &self.stated)?;
             let plans = Plans::new(&detections, &self.fingerprinter)?;
-            let engine = engine_for(&self.config, &plans, &world.dimensions).map_err(|error| vec![error])?;
+            let mut engine = engine_for(&self.config, &plans, &world.dimensions).map_err(one)?;
             world.allow_in_files.fits(&engine)?;
-            tell_left_out(world.allow.keep_fitting(&engine));
-            Ok((detections, plans, engine, world))
+            engine.advance(self.engine.progress());
+            let since = self.decided.unwrap_or_else(|| self.decided_to.saturating_sub(clock::DAY));
+            Reloading::start(Loaded { detections, plans, engine }, self.past.clone(), since, self.orders.clone()).map_err(one)
         });
-        let loaded = outcome.and_then(|(detections, plans, mut engine, world)| {
+        match outcome {
+            Ok(reloading) => {
+                if let Some(former) = self.reloading.replace(reloading) {
+                    drop(former.call_off());
+                }
+            }
+            Err(errors) => self.refuse_reload(&errors),
+        }
+    }
+
+    /// Begins anew with detections that were being read: what their past is has changed.
+    fn reload_again(&mut self) {
+        if self.reloading.is_some() {
+            self.reload();
+        }
+    }
+
+    fn take_loaded(&mut self, read: Read) {
+        let Some(loaded) = read.wanted() else { return };
+        let Some(reloading) = self.reloading.take() else { return };
+        let one = |error: Error| vec![error];
+        let taken = loaded.map_err(one).and_then(|Loaded { detections, plans, mut engine }| {
+            // The own world may have changed meanwhile.
+            let mut world = World::read(&self.config, &self.stated)?;
+            tell_left_out(world.allow.keep_fitting(&engine));
+            engine.set_dimensions(&world.dimensions).map_err(one)?;
+            for (table, batch) in reloading.kept() {
+                engine.push(table, &batch).map_err(one)?;
+            }
             engine.begins_as(&self.engine);
             engine.advance(self.engine.progress());
-            engine.restore(&self.past, self.decided.or(Some(self.decided_to.saturating_sub(clock::DAY)))).map_err(|error| vec![error])?;
             self.metrics.know_detections(&names_of(&detections));
             let fresh = self.rollouts.load(detections.iter(), clock::now());
             self.detections = detections.into_iter().map(|d| (d.name.clone(), Arc::new(d))).collect();
-            self.note_rollouts(fresh).map_err(|error| vec![error])?;
+            self.note_rollouts(fresh).map_err(one)?;
             (self.plans, self.engine) = (Arc::new(plans), engine);
             self.settle_in(world);
             self.tell_canaries(|worker| Told::Detections(worker.detections.values().cloned().collect()));
-            self.decide(None).map_err(|error| vec![error])
+            self.decide(None).map_err(one)
         });
-        match loaded {
+        match taken {
             Ok(()) => {
                 self.metrics.reloads.inc();
                 tracing::info!(detections = self.detections.len(), "detections reloaded");
             }
-            Err(errors) => {
-                self.metrics.reload_failures.inc();
-                for error in errors {
-                    tracing::error!(%error, "reload refused; the detections that were running go on");
-                }
-            }
+            Err(errors) => self.refuse_reload(&errors),
+        }
+    }
+
+    fn refuse_reload(&self, errors: &[Error]) {
+        self.metrics.reload_failures.inc();
+        for error in errors {
+            tracing::error!(%error, "reload refused; the detections that were running go on");
         }
     }
 }

@@ -205,6 +205,7 @@ impl PruningStatistics for TimesOf {
 }
 
 /// The archive as the engine asks it. Blocks: only for threads that no runtime owns.
+#[derive(Clone)]
 pub struct ArchiveHistory {
     pub archive: Arc<Archive>,
     pub runtime: tokio::runtime::Handle,

@@ -1,6 +1,6 @@
 //! The archive under two owners, under crashes between its steps, and in the hands of strangers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -10,14 +10,17 @@ use arrow::record_batch::RecordBatch;
 use keyfuse::archive::{Archive, Positions, Tidied};
 use keyfuse::clock::{self, HOUR, MINUTE};
 use keyfuse::decode::{Decoder, Message, Settings};
+use keyfuse::detect::analyse::Merge;
+use keyfuse::detect::{Detection, Scalar, Schedule, Scheduled};
 use keyfuse::dimension::Dimensions;
 use keyfuse::error::Fault;
 use keyfuse::generate::ordinary;
 use keyfuse::query::{Door, Limits};
+use keyfuse::schedule::{Past, ask};
 use keyfuse::secret::Fingerprinter;
 use keyfuse::table::{TABLES, Table, cloudtrail as c, rejects};
 
-use crate::support::START;
+use crate::support::{START, shipped};
 
 fn rows(seed: u64, count: usize) -> Vec<(&'static Table, RecordBatch)> {
     let mut decoder = Decoder::new(None, Settings::new(Fingerprinter::public()));
@@ -109,6 +112,19 @@ async fn hours_that_have_passed_are_compacted_and_every_row_is_there_once() {
         "SELECT count(*), count(DISTINCT event_id), sum(\"offset\") FROM (SELECT event_id, min(\"offset\") AS \"offset\" FROM cloudtrail GROUP BY event_id)";
     let by_key = "SELECT count(DISTINCT event_id) FROM cloudtrail WHERE access_key_id = (SELECT max(access_key_id) FROM cloudtrail)";
     let before = (answer(&archive, asked).await, answer(&archive, by_key).await, answer(&reader, by_key).await);
+    // What is asked on a schedule sees each event once, whether its hour was compacted or not.
+    let archive = Arc::new(archive);
+    let asked_at = async || {
+        let sql = "SELECT account_id, run_at() AS alert_time, count(*) AS calls, count(DISTINCT event_id) AS events FROM cloudtrail GROUP BY account_id";
+        let schedule = Some(Schedule { every: 15 * MINUTE, over: HOUR });
+        let detection = Detection { sql: sql.into(), alert_key: vec!["account_id".into()], schedule, ..shipped().swap_remove(0) };
+        let (asked, past) = (Scheduled { detection: Arc::new(detection), instead: None }, Past::Archive(Arc::clone(&archive)));
+        let found = ask(&asked, START + 75 * MINUTE, &past, &Dimensions::default(), &Fingerprinter::public()).await.expect("an answer");
+        let counts = |columns: &[(String, Merge, Scalar)]| columns.iter().map(|(name, _, value)| (name.clone(), value.json())).collect::<BTreeMap<_, _>>();
+        found.iter().map(|finding| (format!("{:?}", finding.key), counts(&finding.columns))).collect::<BTreeMap<_, _>>()
+    };
+    let of_a_moment = asked_at().await;
+    assert!(!of_a_moment.is_empty() && of_a_moment.values().all(|counts| counts["calls"] == counts["events"]), "{of_a_moment:?}");
     let files = archive.files(&c::TABLE).await.expect("reads");
     assert!(files >= 40, "{files} files");
 
@@ -122,6 +138,7 @@ async fn hours_that_have_passed_are_compacted_and_every_row_is_there_once() {
     assert_eq!(archive.read(&c::TABLE).await.expect("reads").rows(), 2_000);
     let after = (answer(&archive, asked).await, answer(&archive, by_key).await, answer(&reader, by_key).await);
     assert_eq!(after, before, "the same answers, also for whoever had the archive open");
+    assert_eq!(asked_at().await, of_a_moment);
     assert_eq!(archive.compact(&c::TABLE, later).await.expect("looks"), Tidied::default(), "once is enough");
 
     // The service goes on, and a late batch of an hour that was compacted joins it.

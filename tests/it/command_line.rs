@@ -222,6 +222,7 @@ fn the_demo_tells_its_story_and_ends_cleanly() {
         ("LLM-13", "FAILS  (count(DISTINCT cloudtrail.aws_region) >= 3)"),
         ("LLM-02", "so it is not looked at: event_name IN ('PutUseCaseForModelAccess'"),
         ("EXP-01", "scan 2, exposure_reports: "),
+        ("COV-01", ", asked at "),
     ] {
         let why_not = keyfuse(&["explain", "--archive", &archive, "--why-not", detection, &event]);
         assert!(stdout(&why_not).contains(wanted), "{wanted} in\n{}\n{}", stdout(&why_not), stderr(&why_not));

@@ -2,9 +2,16 @@
 
 use std::path::Path;
 
+use std::sync::Arc;
+
+use keyfuse::clock::{MINUTE, rfc3339};
 use keyfuse::detect::read_folder;
+use keyfuse::dimension::Dimensions;
+use keyfuse::explain::Explainer;
+use keyfuse::schedule::Past;
+use keyfuse::secret::Fingerprinter;
 use keyfuse::selftest;
-use keyfuse::table::cloudtrail as c;
+use keyfuse::table::{Memory, Place, Rows, cloudtrail as c, model_invocations as m};
 
 use crate::support::START;
 
@@ -50,6 +57,48 @@ fn every_number_that_a_detection_compares_with_is_a_named_threshold_with_a_sourc
     }
     let refused = refusal("SELECT access_key_id AS credential, event_time AS alert_time FROM cloudtrail WHERE bytes_out > threshold(5, 'bytes', '')");
     assert!(refused.contains("where the value comes from"), "{refused}");
+}
+
+#[test]
+fn a_detection_with_a_schedule_says_why_it_did_not_see_an_event() {
+    let past = Arc::new(Memory::default());
+    let place = |offset| Place { topic: "t".into(), partition: 0, offset, record: 0 };
+    let (mut calls, mut logs) = (Rows::new(&c::TABLE), Rows::new(&m::TABLE));
+    for (number, name) in [(1, "InvokeModel"), (2, "ListFoundationModels")] {
+        calls.stamp(&place(number), Some(START), Some(START + 5 * MINUTE), &format!("event-{number}"), &mut String::new());
+        for (column, value) in [
+            (c::ACCOUNT_ID, "1"),
+            (c::AWS_REGION, "us-east-1"),
+            (c::EVENT_SOURCE, "bedrock.amazonaws.com"),
+            (c::EVENT_NAME, name),
+            (c::OUTCOME, "success"),
+            (c::REQUEST_ID, "r1"),
+        ] {
+            calls.text(column, Some(value));
+        }
+        calls.end_row();
+    }
+    logs.stamp(&place(3), Some(START), Some(START), "event-3", &mut String::new());
+    for (column, value) in [(m::ACCOUNT_ID, "1"), (m::REGION, "us-east-1"), (m::PROVIDER, "aws.bedrock"), (m::REQUEST_ID, "another")] {
+        logs.text(column, Some(value));
+    }
+    logs.end_row();
+    past.add(&c::TABLE, &calls.finish());
+    past.add(&m::TABLE, &logs.finish());
+    let detections = crate::support::shipped();
+    let detection = detections.iter().find(|detection| detection.name == "COV-01").expect("shipped");
+    let runtime = keyfuse::query::runtime().expect("a runtime");
+    let (dimensions, fingerprinter, same) = (Dimensions::default(), Fingerprinter::public(), Past::Memory(Arc::clone(&past)));
+    let explainer = Explainer { history: &*past, past: &same, dimensions: &dimensions, fingerprinter: &fingerprinter, runtime: &runtime };
+    // At eleven it is half an hour old at last; then it is one call without a log where ten are worth an alert.
+    let seen = explainer.why_not(detection, "event-1").expect("explained");
+    assert_eq!(seen[0].asked_at, Some(rfc3339(START + 60 * MINUTE)));
+    assert!(seen[0].clauses.iter().all(|clause| clause.holds == Some(true)), "{seen:?}");
+    assert!(seen[0].returned.is_empty() && seen[0].in_the_way.iter().any(|clause| clause.text.contains(">= 10")), "{seen:?}");
+    let seen = explainer.why_not(detection, "event-2").expect("explained");
+    let failed: Vec<&str> = seen[0].clauses.iter().filter(|clause| clause.holds == Some(false)).map(|clause| clause.text.as_str()).collect();
+    assert!(failed.len() == 1 && failed[0].contains("event_name"), "{seen:?}");
+    assert!(explainer.why_not(detection, "event-9").is_err());
 }
 
 /// The refusal of a detection with this query.

@@ -126,7 +126,16 @@ const ASKED: [(&str, &str, i64, i64, &str); 6] = [
 
 fn shape(number: usize, name: &str, key: &str, sql: &str) -> Detection {
     let id = uuid::Uuid::from_u128(number as u128 + 1);
-    Detection { name: name.into(), id, sql: sql.into(), alert_key: vec![key.into()], dedup: HOUR, schedule: None, tests: Vec::new(), ..shipped().swap_remove(0) }
+    Detection {
+        name: name.into(),
+        id,
+        sql: sql.into(),
+        alert_key: vec![key.into()],
+        dedup: HOUR,
+        schedule: None,
+        tests: Vec::new(),
+        ..shipped().swap_remove(0)
+    }
 }
 
 /// The shipped detections that are evaluated live, and those shapes.
@@ -657,7 +666,9 @@ fn live_alerts_equal_plain_sql_and_broken_engines_are_caught() {
     for seed in first..seeds {
         let mut rng = StdRng::seed_from_u64(seed);
         let stream = stream(&mut rng);
-        let asked = &scheduled[rng.random_range(0..scheduled.len())];
+        // Mostly a shape: of the shipped ones few say anything of so few rows.
+        let first = if rng.random_bool(0.7) { scheduled.len() - ASKED.len() } else { 0 };
+        let asked = &scheduled[rng.random_range(first..scheduled.len())];
         let expected = runtime.block_on(oracle(&plans, &stream, false));
         let mut all = runtime.block_on(asked_oracle(asked, &stream));
         asked_alerts += all.len();
