@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use crate::clock::{DAY, Micros, SECOND, parse_length, parse_time, rfc3339};
 use crate::error::{At, Error, Result};
+use crate::limits;
 use crate::table::{DIMENSIONS, Kind, Rows, STREAMS, Table, agents, allow_list, approvals, canaries, expected_sources, exposure_reports, statements};
 
 /// Rows of every dimension; a dimension without a file has none.
@@ -322,8 +323,8 @@ fn append(rows: &mut Rows, table: &'static Table, entry: &Value) -> Result<(), S
             return Err(format!("{part}: rows of {name} have none; leave it out"));
         }
         let silence = column("silence_seconds").and_then(|index| cells.get(&index)?.as_i64());
-        if silence.is_some_and(|silence| !(60..=12 * 3600).contains(&silence)) {
-            return Err("silence_seconds: write a length from 1m to 12h: what is silent is looked for in a day of rows".into());
+        if silence.is_some_and(|silence| !(60..=limits::SILENCE_HOURS * 3600).contains(&silence)) {
+            return Err(format!("silence_seconds: write a length from 1m to {}h: what is silent is looked for in a day of rows", limits::SILENCE_HOURS));
         }
         if let (None, Some(index)) = (silence, column("silence_seconds")) {
             cells.insert(index, Value::from(USUAL_SILENCE));

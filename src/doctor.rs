@@ -269,7 +269,7 @@ impl Gap {
 /// Columns that detections read and no row fills.
 async fn empty_columns(door: &Door, engine: &Engine, table: &str) -> Result<Option<Gap>> {
     let mut read: BTreeSet<String> = BTreeSet::new();
-    let columns_of = |analysis: &Analysis| analysis.columns_read().into_iter().filter(|(of, _)| of == table).map(|(_, column)| column).collect::<Vec<_>>();
+    let columns_of = |analysis: &Analysis| analysis.reads.iter().filter(|(of, _)| of == table).map(|(_, column)| column.clone()).collect::<Vec<_>>();
     engine.detections().for_each(|(_, analysis)| read.extend(columns_of(analysis)));
     if read.is_empty() {
         return Ok(None);

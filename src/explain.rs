@@ -10,7 +10,7 @@ use std::sync::Arc;
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, TimestampMicrosecondType};
 use datafusion::catalog::MemTable;
-use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::common::{Column, DFSchema, JoinType, ScalarValue};
 use datafusion::execution::context::SessionContext;
 use datafusion::logical_expr::utils::{conjunction, split_conjunction};
@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::alert::{Alert, AllowList, alerts_of};
 use crate::clock::{self, DAY, Micros, rfc3339, spoken};
-use crate::detect::analyse::{Analysis, Class, ScanInfo};
+use crate::detect::analyse::{Analysis, Class, ScanInfo, scans_of};
 use crate::detect::catalog::{self, LINEAGE};
 use crate::detect::{Detection, KeyHasher, Lineage, Schedule, Scheduled, compile, findings_of, planner};
 use crate::dimension::Dimensions;
@@ -197,7 +197,7 @@ impl Explainer<'_> {
         for at in moments.into_iter().take(MOMENTS) {
             ctx.register_udf(run_at(at));
             let plan = self.runtime.block_on(ctx.state().create_logical_plan(&detection.sql))?;
-            for (number, (_, filters)) in scans_of(&ctx.state().optimize(&plan)?)?.into_iter().enumerate().filter(|(_, (name, _))| name == table.name) {
+            for (number, (_, filters)) in scans_of(&ctx.state().optimize(&plan)?).into_iter().enumerate().filter(|(_, (name, _))| name == table.name) {
                 let clauses = clauses_of(ctx, table, &filters, row)?;
                 if best.get(&number).is_none_or(|(_, known)| holding(&clauses) > holding(known)) {
                     best.insert(number, (at, clauses));
@@ -376,18 +376,6 @@ pub fn clauses(analysis: &Analysis) -> Vec<String> {
         all.push(format!("scan {}: {}{absent}{reach}{}{}", number + 1, scan.table, if wanted.is_empty() { "" } else { ": " }, wanted.join(" AND ")));
     }
     all
-}
-
-/// Tables and predicates of the scans of a plan.
-fn scans_of(plan: &LogicalPlan) -> Result<Vec<(String, Vec<Expr>)>> {
-    let mut scans = Vec::new();
-    plan.apply_with_subqueries(|node| {
-        if let LogicalPlan::TableScan(scan) = node {
-            scans.push((scan.table_name.table().to_owned(), scan.filters.clone()));
-        }
-        Ok(TreeNodeRecursion::Continue)
-    })?;
-    Ok(scans)
 }
 
 /// What each of some predicates says of a row.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+/// Longest silence of a log that can be asked for (hours): what is silent is looked for in a day of rows.
+pub const SILENCE_HOURS: i64 = 12;
 /// Largest message taken from a source, before decompression (bytes).
 pub const MESSAGE_BYTES: usize = 64 << 20;
 /// Largest size that one compressed message or file chunk may unfold to (bytes). A gzip bomb stops here.

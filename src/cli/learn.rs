@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{DataType, Int64Type};
 use keyfuse::error::{Error, Result as KeyfuseResult};
+use keyfuse::limits;
 use keyfuse::query::{Answer, Limits};
 
 use super::Outcome;
@@ -44,8 +45,6 @@ FROM pauses GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4";
 
 /// Of a pause, so many times as long is silence; an hour at least.
 const PAUSES: i64 = 4;
-/// The longest silence that can be asked for (hours).
-const LONGEST_SILENCE: i64 = 12;
 
 /// Longest list that is proposed; a longer one would allow nearly everything and is left open, with a remark.
 const LONGEST: usize = 50;
@@ -128,7 +127,7 @@ fn sources(answer: &Answer, at_least: i64) -> KeyfuseResult<String> {
             let pause = pauses.value(row);
             let silence = (pause.saturating_mul(PAUSES).saturating_add(59) / 60).max(1);
             let seen = format!("{} rows, longest pause {pause} min", rows.value(row));
-            let _ = match silence <= LONGEST_SILENCE {
+            let _ = match silence <= limits::SILENCE_HOURS {
                 true => write!(page, "\n[[expected_sources]]  # {seen}\n{}\nsilence_seconds = \"{silence}h\"\n# owner = \"\"\n", told.join("\n")),
                 false => write!(page, "\n# left out, {seen}: {}\n", told.join(", ")),
             };

@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::datatypes::DataType;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, JoinType, ScalarValue};
 use datafusion::logical_expr::expr::{AggregateFunction, InList, WindowFunction};
 use datafusion::logical_expr::utils::split_conjunction;
@@ -20,7 +21,7 @@ use datafusion::logical_expr::{
 
 use crate::clock::{DAY, HOUR, MINUTE, Micros, SECOND, spoken};
 use crate::function::THRESHOLD;
-use crate::table::{self, DIMENSIONS, by_name};
+use crate::table::{self, DIMENSIONS, STREAMS, by_name};
 
 /// How a detection may be evaluated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -149,7 +150,6 @@ pub struct Threshold {
 /// # Errors
 /// One that is not made of literals, or says nothing of its source.
 pub fn thresholds(plan: &LogicalPlan) -> Result<Vec<Threshold>, String> {
-    use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
     let (mut found, mut wrong): (Vec<Threshold>, Option<String>) = (Vec::new(), None);
     let _ = plan.apply_with_subqueries(|node| {
         node.apply_expressions(|expr| {
@@ -191,6 +191,9 @@ pub struct Analysis {
     pub class: Class,
     pub scans: Vec<ScanInfo>,
     pub needs: Needs,
+    /// The columns that predicates on streams cannot do without, each with its table. Those that may well be empty (`invoked_by IS NULL`)
+    /// and alternatives (`… OR …`) are not among them.
+    pub reads: BTreeSet<(String, String)>,
     /// Output columns and how they merge.
     pub columns: Vec<(String, Merge)>,
     /// Dimensions without which it finds nothing (inner and semi joins; those that only take away are not among them).
@@ -204,17 +207,27 @@ pub struct Analysis {
     pub anchor: Option<(usize, Micros)>,
 }
 
-impl Analysis {
-    /// The columns that predicates on streams cannot do without, each with its table. Those that may well be empty (`invoked_by IS NULL`)
-    /// and alternatives (`… OR …`) are not among them.
-    pub fn columns_read(&self) -> BTreeSet<(String, String)> {
-        let of_scan = |scan: &ScanInfo| {
-            let conjuncts = scan.filters.iter().flat_map(split_conjunction).filter(|conjunct| !may_be_empty(conjunct));
-            let columns = conjuncts.flat_map(|conjunct| conjunct.column_refs().into_iter().map(|column| (scan.table.clone(), column.name.clone())));
-            columns.collect::<Vec<_>>()
-        };
-        self.scans.iter().filter(|scan| scan.is_stream()).flat_map(of_scan).collect()
-    }
+/// The tables that a plan reads, each time with the predicates on its rows.
+pub fn scans_of(plan: &LogicalPlan) -> Vec<(String, Vec<Expr>)> {
+    let mut scans = Vec::new();
+    // It has no error of its own.
+    let _ = plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node {
+            scans.push((scan.table_name.table().to_owned(), scan.filters.clone()));
+        }
+        Ok(TreeNodeRecursion::Continue)
+    });
+    scans
+}
+
+/// The columns that predicates on streams cannot do without, each with its table.
+fn columns_of_predicates(plan: &LogicalPlan) -> BTreeSet<(String, String)> {
+    let of_scan = |(table, filters): (String, Vec<Expr>)| {
+        let conjuncts = filters.iter().flat_map(split_conjunction).filter(|conjunct| !may_be_empty(conjunct));
+        let columns = conjuncts.flat_map(|conjunct| conjunct.column_refs().into_iter().map(|column| (table.clone(), column.name.clone())));
+        columns.collect::<Vec<_>>()
+    };
+    scans_of(plan).into_iter().filter(|(table, _)| STREAMS.iter().any(|stream| stream.name == table)).flat_map(of_scan).collect()
 }
 
 fn may_be_empty(conjunct: &Expr) -> bool {
@@ -231,7 +244,6 @@ pub struct Declared<'a> {
 /// # Errors
 /// Names the function.
 pub fn refuse_volatile(plan: &LogicalPlan) -> Result<(), String> {
-    use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
     let mut found = None;
     let _ = plan.apply_with_subqueries(|node| {
         node.apply_expressions(|expr| {
@@ -262,14 +274,16 @@ pub fn analyse(plan: &LogicalPlan, declared: &Declared<'_>) -> Result<Analysis, 
         walk.finish(plan, top, declared)
     };
     // What cannot be decided at once may still be decided when the watermark has passed.
-    attempt(false).or_else(|_| attempt(true))
+    let analysis = attempt(false).or_else(|_| attempt(true))?;
+    Ok(Analysis { reads: columns_of_predicates(plan), ..analysis })
 }
 
-/// What can be said of a detection with a schedule: the tables that it reads and what it returns.
+/// What can be said of a detection with a schedule, as it was planned and optimised: the tables and columns that it reads and what it
+/// returns.
 ///
 /// # Errors
 /// What it must return, and does not.
-pub fn analyse_scheduled(plan: &LogicalPlan, declared: &Declared<'_>) -> Result<Analysis, String> {
+pub fn analyse_scheduled(plan: &LogicalPlan, optimised: &LogicalPlan, declared: &Declared<'_>) -> Result<Analysis, String> {
     let names: Vec<String> = plan.schema().fields().iter().map(|field| field.name().clone()).collect();
     for wanted in declared.alert_key.iter().map(String::as_str).chain(["alert_time"]) {
         if !names.iter().any(|name| name == wanted) {
@@ -280,9 +294,7 @@ pub fn analyse_scheduled(plan: &LogicalPlan, declared: &Declared<'_>) -> Result<
     if !alert_time.is_some_and(|field| matches!(field.data_type(), DataType::Timestamp(..))) {
         return Err("alert_time must be a timestamp: an event_time, a bin of one, or run_at()".into());
     }
-    let mut tables = table_names(plan);
-    tables.sort_unstable();
-    tables.dedup();
+    let tables: BTreeSet<String> = scans_of(plan).into_iter().map(|(table, _)| table).collect();
     let scan = |table: String| ScanInfo {
         table,
         projection: Vec::new(),
@@ -301,6 +313,7 @@ pub fn analyse_scheduled(plan: &LogicalPlan, declared: &Declared<'_>) -> Result<
         thresholds: Vec::new(),
         class: Class::C4,
         needs: Needs::Any(streams),
+        reads: columns_of_predicates(optimised),
         columns: names.into_iter().map(|name| if name == "level" { (name, Merge::Level) } else { (name, Merge::First) }).collect(),
         required: BTreeSet::new(),
         back: 0,
@@ -874,7 +887,19 @@ impl Walk {
         let exact = top.cols[at].term.filter(|term| term.lo == term.hi);
         let anchor = exact.and_then(|term| Some((self.scan_clock.iter().position(|clock| *clock == Some(term.clock))?, term.lo)));
         let anchor = anchor.filter(|(scan, _)| !self.scans[*scan].optional);
-        Ok(Analysis { thresholds: Vec::new(), class, scans: self.scans, needs: top.needs, columns, required: self.required, back, ahead, wait, anchor })
+        Ok(Analysis {
+            thresholds: Vec::new(),
+            class,
+            scans: self.scans,
+            needs: top.needs,
+            reads: BTreeSet::new(),
+            columns,
+            required: self.required,
+            back,
+            ahead,
+            wait,
+            anchor,
+        })
     }
 
     /// Finds the class of equated columns that goes through everything, and notes each scan's column of it.
@@ -1045,7 +1070,6 @@ fn tables_of(plan: &LogicalPlan) -> String {
 
 /// The tables of a plan, in its order.
 fn table_names(plan: &LogicalPlan) -> Vec<String> {
-    use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
     let mut names = Vec::new();
     let _ = plan.apply(|node| {
         if let LogicalPlan::TableScan(scan) = node {

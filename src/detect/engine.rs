@@ -991,7 +991,7 @@ impl Engine {
     }
 
     fn empty_columns(&self, analysis: &Analysis) -> Vec<String> {
-        let read = analysis.columns_read().into_iter().filter(|(table, column)| {
+        let read = analysis.reads.iter().filter(|(table, column)| {
             let place = by_name(table).and_then(|table| Some((table, table.columns.iter().position(|known| known.name == column)?)));
             place.is_some_and(|(table, column)| self.filled.is_empty(table, column, self.newest))
         });

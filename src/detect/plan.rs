@@ -6,6 +6,7 @@ use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use datafusion::catalog::default_table_source::provider_as_source;
 use datafusion::common::tree_node::{Transformed, TreeNode, TreeNodeRecursion};
+use datafusion::error::DataFusionError;
 use datafusion::execution::TaskContext;
 use datafusion::execution::context::{SessionContext, SessionState};
 use datafusion::logical_expr::{Expr, LogicalPlan};
@@ -148,7 +149,8 @@ pub async fn compile(ctx: &SessionContext, detection: &Arc<Detection>) -> Result
     let place = || format!("{}:{}", detection.path.display(), detection.sql_line);
     let refuse = |message: String| Error::user(format!("{}: {message}", place()));
     let state = ctx.state();
-    let raw = state.create_logical_plan(&detection.sql).await.map_err(|error| refuse(error.strip_backtrace().replace("datafusion.public.", "")))?;
+    let refused = |error: DataFusionError| refuse(error.strip_backtrace().replace("datafusion.public.", ""));
+    let raw = state.create_logical_plan(&detection.sql).await.map_err(refused)?;
     if !matches!(
         raw,
         LogicalPlan::Projection(_)
@@ -165,7 +167,8 @@ pub async fn compile(ctx: &SessionContext, detection: &Arc<Detection>) -> Result
     let thresholds = analyse::thresholds(&raw).map_err(refuse)?;
     let declared = analyse::Declared { alert_key: &detection.alert_key };
     if detection.schedule.is_some() {
-        let analysis = Analysis { thresholds, ..analyse::analyse_scheduled(&raw, &declared).map_err(refuse)? };
+        let optimised = state.optimize(&raw).map_err(refused)?;
+        let analysis = Analysis { thresholds, ..analyse::analyse_scheduled(&raw, &optimised, &declared).map_err(refuse)? };
         return Ok(Compiled { detection: Arc::clone(detection), analysis, plan: None });
     }
     if let Some(what) = needs_schedule(&raw) {
@@ -173,9 +176,9 @@ pub async fn compile(ctx: &SessionContext, detection: &Arc<Detection>) -> Result
             "{what} only in a detection that is asked over the archive: give it `schedule: 15m` and `over: 1d` in the front matter (class C4)"
         )));
     }
-    let optimised = state.optimize(&raw).map_err(|error| refuse(error.strip_backtrace().replace("datafusion.public.", "")))?;
+    let optimised = state.optimize(&raw).map_err(refused)?;
     let absent = lag::as_absence(optimised).and_then(|absent| if absent.transformed { state.optimize(&absent.data) } else { Ok(absent.data) });
-    let optimised = absent.map_err(|error| refuse(error.strip_backtrace()))?;
+    let optimised = absent.map_err(refused)?;
     if has_subquery(&optimised) {
         return Err(refuse("a scalar subquery over a stream depends on all rows at once (class C4): write a join or EXISTS, or ask on a schedule, with `schedule: 15m` and `over: 1d` in the front matter".into()));
     }
@@ -183,7 +186,7 @@ pub async fn compile(ctx: &SessionContext, detection: &Arc<Detection>) -> Result
     if detection.early && analysis.class < analyse::Class::C3 {
         return Err(refuse(format!("early has no meaning in class {:?}: it is told at once, and nothing takes it back", analysis.class)));
     }
-    let plan = keep(ctx, optimised).await.map_err(|error| refuse(error.strip_backtrace().replace("datafusion.public.", "")))?;
+    let plan = keep(ctx, optimised).await.map_err(refused)?;
     if plan.slots.len() != analysis.scans.len() {
         return Err(Error::bug(format!("{}: {} scans analysed, {} planned", place(), analysis.scans.len(), plan.slots.len())));
     }
