@@ -48,8 +48,28 @@ enum Broken {
 struct Row {
     table: &'static Table,
     partition: usize,
+    /// What its log says when it happened.
+    claimed: Micros,
     append_time: Micros,
     batch: RecordBatch,
+}
+
+impl Row {
+    /// The same event, delivered again: where and when it came, and so whether it is late, are its own.
+    fn again(&self, partition: usize, append_time: Micros, offset: i64) -> Self {
+        let mut rows = Rows::new(self.table);
+        stamp(&mut rows, partition, offset, self.claimed, append_time, &event_id(self));
+        rows.end_row();
+        let mut columns = rows.finish().columns().to_vec();
+        columns.splice(c::FLAGS + 1.., self.batch.columns()[c::FLAGS + 1..].iter().cloned());
+        let batch = RecordBatch::try_new(self.table.schema(), columns).expect("same schema");
+        Self { table: self.table, partition, claimed: self.claimed, append_time, batch }
+    }
+}
+
+fn stamp(rows: &mut Rows, partition: usize, offset: i64, claimed: Micros, append_time: Micros, event_id: &str) {
+    let place = Place { topic: "t".into(), partition: partition as i32, offset, record: 0 };
+    rows.stamp(&place, Some(claimed), Some(append_time), event_id, &mut String::new());
 }
 
 fn pick<'a>(rng: &mut StdRng, words: &[&'a str]) -> &'a str {
@@ -255,13 +275,13 @@ fn row(rng: &mut StdRng, number: i64) -> Row {
         1 => -rng.random_range(1..3000 * 24 * 60) * MINUTE,
         _ => 0,
     };
+    let claimed = event + forged;
     let mut rows = Rows::new(table);
-    let place = Place { topic: "t".into(), partition: partition as i32, offset: number, record: 0 };
-    rows.stamp(&place, Some(event + forged), Some(append_time), &format!("event-{number}"), &mut String::new());
+    stamp(&mut rows, partition, number, claimed, append_time, &format!("event-{number}"));
     if around {
         row_around(rng, table, &mut rows);
         rows.end_row();
-        return Row { table, partition, append_time, batch: rows.finish() };
+        return Row { table, partition, claimed, append_time, batch: rows.finish() };
     }
     if is_report {
         rows.text(e::CREDENTIAL, Some(pick(rng, &[KEYS[0], KEYS[1], "fp:1"])));
@@ -270,7 +290,7 @@ fn row(rng: &mut StdRng, number: i64) -> Row {
         rows.text(e::PLACE, Some(pick(rng, &["prompt", "argument", "document"])));
         rows.text(e::CONVERSATION_ID, Some(pick(rng, &["t1", "t2"])));
         rows.end_row();
-        return Row { table, partition, append_time, batch: rows.finish() };
+        return Row { table, partition, claimed, append_time, batch: rows.finish() };
     }
     let minting = usize::try_from(number).ok().and_then(|number| MINTED.get(number)).copied();
     // Nothing is used months before it is made: of those days there are only the keys that nobody minted.
@@ -323,7 +343,7 @@ fn row(rng: &mut StdRng, number: i64) -> Row {
         _ => {}
     }
     rows.end_row();
-    Row { table, partition, append_time, batch: rows.finish() }
+    Row { table, partition, claimed, append_time, batch: rows.finish() }
 }
 
 fn is_late(batch: &RecordBatch) -> bool {
@@ -645,10 +665,8 @@ fn stream(rng: &mut StdRng) -> Vec<Row> {
     // Delivered twice, some minutes apart.
     let again: Vec<usize> = (0..rows.len()).filter(|_| rng.random_range(0..12) == 0).collect();
     for index in again {
-        let Row { table, append_time, ref batch, .. } = rows[index];
-        let again =
-            Row { table, partition: rng.random_range(0..PARTITIONS), append_time: append_time + rng.random_range(0..20) * MINUTE, batch: batch.clone() };
-        rows.push(again);
+        let (partition, later) = (rng.random_range(0..PARTITIONS), rng.random_range(0..20) * MINUTE);
+        rows.push(rows[index].again(partition, rows[index].append_time + later, rows.len() as i64));
     }
     rows.sort_by_key(|row| row.append_time);
     rows
