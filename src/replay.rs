@@ -70,9 +70,11 @@ pub fn replay(inputs: &[Input], settings: Settings<'_>, io: &Handle, mut progres
     let started = std::time::Instant::now();
     let one = |error: Error| vec![error];
     let detections = settings.detections;
-    let engine = Engine::new(detections, &settings.decoding.fingerprinter, &settings.dimensions)?;
+    let mut engine = Engine::new(detections, &settings.decoding.fingerprinter, &settings.dimensions)?;
     let allow = AllowList::of(&settings.dimensions);
     allow.fits(&engine)?;
+    // Of what was before the files nothing is known.
+    engine.begin(&[]);
     let keep_raw = settings.decoding.keep_raw || detections.iter().any(|detection| detection.sql.contains("raw"));
     let mut run = Run {
         engine,

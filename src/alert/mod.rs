@@ -460,6 +460,11 @@ impl AlertBook {
         all
     }
 
+    /// Those that are not held back.
+    pub fn told(&self) -> impl Iterator<Item = &Alert> {
+        self.alerts.values().filter(|alert| alert.held.is_none())
+    }
+
     /// Findings that the allow-list covered, by detection.
     pub fn allowed(&self) -> &HashMap<String, u64> {
         &self.allowed

@@ -19,7 +19,7 @@ use keyfuse::secret::Fingerprinter;
 use keyfuse::table::{DIMENSIONS, Span};
 
 use super::terminal::{Style, coloured};
-use super::{Outcome, Rules, runtime};
+use super::{Outcome, Rules, held_back, runtime};
 
 /// What would a detection have found in the archive? The same alerts, with the same ids, as the running service.
 #[derive(clap::Args)]
@@ -32,7 +32,7 @@ pub struct Args {
     /// Add what late rows give, as the service's sweep does.
     #[arg(long)]
     late: bool,
-    /// Write alerts as JSON lines.
+    /// Write alerts as JSON lines, also those that are held back (`held` says why).
     #[arg(long)]
     json: bool,
 }
@@ -120,6 +120,7 @@ impl OpenPast {
             }
         }
         // What time has not made sure yet is told as provisional, where its detection is told early, or counted as undecided.
+        engine.begin(&self.spans);
         engine.advance(self.span().map_or(Micros::MIN, |(_, last)| last));
         engine.backtest(&self.history, self.from).map_err(one)?;
         let mut findings = engine.tick(&self.history).map_err(one)?;
@@ -168,6 +169,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
         let detection = detections.iter().find(|d| d.name == alert.detection);
         let _ = match args.json {
             true => writeln!(out, "{}", alert.document(detection)),
+            false if alert.held.is_some() => Ok(()),
             false => writeln!(out, "{}", style.alert(alert, detection, None, false)),
         };
     }
@@ -176,8 +178,12 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
         0 => String::new(),
         keys => format!(", {keys} keys with results that wait for rows which may still come"),
     };
-    eprintln!("{} alerts, {allowed} findings allowed{undecided}", book.len());
-    Ok(if book.is_empty() { Outcome::Clean } else { Outcome::Found })
+    let told = book.told().count();
+    eprintln!("{told} alerts, {allowed} findings allowed{undecided}");
+    if let Some(held) = held_back(&book) {
+        eprintln!("held back: {held} (--json shows them)");
+    }
+    Ok(if told == 0 { Outcome::Clean } else { Outcome::Found })
 }
 
 /// Detections by name, or from files; all of them if none is named.

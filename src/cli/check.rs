@@ -17,7 +17,7 @@ use rdkafka::consumer::BaseConsumer;
 
 use super::backtest::OpenPast;
 use super::terminal::{Style, coloured};
-use super::{Outcome, Rules};
+use super::{Outcome, Rules, by_detection, held_back};
 
 /// Check config and detections without touching a broker; exit 2 if anything is wrong.
 #[derive(clap::Args)]
@@ -57,12 +57,11 @@ fn admission(place: &str, detections: &[Detection], rules: &Rules) -> Result<(),
         "time"
     );
     let (book, engine) = past.alerts(detections, false)?;
-    let reports = engine.report();
+    let (reports, told) = (engine.report(), by_detection(book.told()));
     let busy: f64 = reports.iter().map(|report| report.tally.busy.as_secs_f64()).sum();
     for report in &reports {
-        let alerts = book.all().into_iter().filter(|alert| alert.detection == report.detection).count();
         let per_second = report.tally.candidates as f64 / (days * 86_400.0).max(1.0);
-        let per_day = alerts as f64 / days.max(1.0 / 24.0);
+        let per_day = told.get(&report.detection).copied().unwrap_or_default() as f64 / days.max(1.0 / 24.0);
         if report.class == Class::C4 {
             println!("{:<8} {:>5} {:>12} {:>12} {per_day:>10.2} {:>8}", report.detection, "C4", "archive", "-", "-");
             continue;
@@ -76,6 +75,9 @@ fn admission(place: &str, detections: &[Detection], rules: &Rules) -> Result<(),
         );
     }
     println!("kept rows/s: rows that pass the predicates; largest key: rows kept under one key at a time; time: share of all evaluation");
+    if let Some(held) = held_back(&book) {
+        println!("not among the alerts, for they would be held back: {held}");
+    }
     Ok(())
 }
 

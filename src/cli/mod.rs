@@ -20,12 +20,14 @@ mod terminal;
 mod test;
 mod top;
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use keyfuse::alert::{Alert, AlertBook};
 use keyfuse::archive::Archive;
 use keyfuse::decode;
 use keyfuse::detect::{Detection, read_files, read_folder};
@@ -88,6 +90,27 @@ enum Verb {
     Generate(generate::Args),
     /// Print generated pages: detections, tables, man page, shell completions.
     Docs(docs::Args),
+}
+
+/// Alerts of each detection.
+fn by_detection<'a>(alerts: impl Iterator<Item = &'a Alert>) -> BTreeMap<String, u64> {
+    let mut counts = BTreeMap::new();
+    alerts.for_each(|alert| *counts.entry(alert.detection.clone()).or_default() += 1);
+    counts
+}
+
+/// Counts, each before its name.
+fn list(counts: &BTreeMap<String, u64>) -> String {
+    match counts.is_empty() {
+        true => "0".to_owned(),
+        false => counts.iter().map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// Which alerts over files or an archive are held back, and why: there is nobody to ask for silence or to promote.
+fn held_back(book: &AlertBook) -> Option<String> {
+    let held = by_detection(book.all().into_iter().filter(|alert| alert.held.is_some()));
+    (!held.is_empty()).then(|| format!("{}: the past that they are measured against is not there whole", list(&held)))
 }
 
 /// Where detections and the allow-list come from.

@@ -10,7 +10,7 @@ use keyfuse::replay::{Replayed, Settings, replay};
 use keyfuse::source::files;
 
 use super::terminal::{Style, coloured};
-use super::{Outcome, Rules, runtime};
+use super::{Outcome, Rules, by_detection, held_back, list, runtime};
 
 /// Run the detections over log files; exit 1 if anything was found.
 #[derive(clap::Args)]
@@ -26,7 +26,7 @@ pub struct Args {
     format: String,
     #[command(flatten)]
     rules: Rules,
-    /// How alerts are written to standard output.
+    /// How alerts are written to standard output; `json` has those too that are held back (`held` says why).
     #[arg(long, value_enum, default_value = "human")]
     output: Output,
     /// Lowest level that makes the exit code 1; `never` for always 0.
@@ -80,6 +80,7 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     for alert in replayed.book.all() {
         let detection = by_name.get(alert.detection.as_str()).copied();
         let _ = match args.output {
+            Output::Human if alert.held.is_some() => Ok(()),
             Output::Human => writeln!(out, "{}", style.alert(alert, detection, None, true)),
             Output::Json => writeln!(out, "{}", alert.document(detection)),
         };
@@ -100,24 +101,17 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
         FailOn::High => Level::High,
         FailOn::Critical => Level::Critical,
     };
-    let found = replayed.book.all().iter().any(|alert| Level::parse(&alert.level) >= Some(bar));
+    let found = replayed.book.told().any(|alert| Level::parse(&alert.level) >= Some(bar));
     Ok(if found { Outcome::Found } else { Outcome::Clean })
 }
 
 fn summary(replayed: &Replayed) -> String {
     let summary = &replayed.summary;
-    let list = |counts: &BTreeMap<String, u64>| match counts.is_empty() {
-        true => "0".to_owned(),
-        false => counts.iter().map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>().join(", "),
-    };
-    let mut alerts: BTreeMap<String, u64> = BTreeMap::new();
-    for alert in replayed.book.all() {
-        *alerts.entry(alert.detection.clone()).or_default() += 1;
-    }
+    let alerts = by_detection(replayed.book.told());
     let tables: BTreeMap<String, u64> = summary.rows.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
     let allowed: BTreeMap<String, u64> = replayed.book.allowed().iter().map(|(name, count)| (name.clone(), *count)).collect();
     format!(
-        "records    {} in {} files, {:.1} MB\nrows       {}\nduplicates {}\nlate       {}\nrepaired   {}\nrejects    {}\nalerts     {}\nundecided  {}\nallowed    {}\nrate       {:.0} records/s, {:.1} MB/s\n",
+        "records    {} in {} files, {:.1} MB\nrows       {}\nduplicates {}\nlate       {}\nrepaired   {}\nrejects    {}\nalerts     {}\nheld back  {}\nundecided  {}\nallowed    {}\nrate       {:.0} records/s, {:.1} MB/s\n",
         summary.records(),
         summary.files,
         summary.bytes as f64 / 1e6,
@@ -127,6 +121,7 @@ fn summary(replayed: &Replayed) -> String {
         summary.flagged,
         list(&summary.rejects),
         list(&alerts),
+        held_back(&replayed.book).map_or_else(|| "0".into(), |held| format!("{held} (--output json shows them)")),
         match summary.undecided {
             0 => "0".to_owned(),
             keys => format!("{keys} keys with results that wait for rows which may still come"),

@@ -451,8 +451,9 @@ impl Engine {
         }
         let arrived = self.arrived.entry(table.name).or_insert(at);
         *arrived = at.max(*arrived);
-        if self.knows_beginnings && !self.begins.contains_key(table.name) {
-            self.begins.extend(arrow::compute::min(appended).map(|first| (table.name, first)));
+        if let Some(first) = arrow::compute::min(appended).filter(|_| self.knows_beginnings) {
+            let begins = self.begins.entry(table.name).or_insert(first);
+            *begins = first.min(*begins);
         }
         if batch.num_rows() == 0 || !self.passes.iter().any(|pass| std::ptr::eq(pass.table, table)) {
             return Ok(());
@@ -763,7 +764,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Says since when there are rows of each stream; of the others the first row that comes is the first. What is measured
+    /// Says since when there are rows of each stream; of the others the earliest row that comes is the first. What is measured
     /// against an older past is called warming.
     pub fn begin(&mut self, spans: &[Span]) {
         self.knows_beginnings = true;

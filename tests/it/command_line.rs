@@ -44,6 +44,7 @@ fn ordinary_traffic_is_silent_and_gzip_and_stdin_read_the_same() {
     let plain = folder.path().join("cloudtrail.jsonl");
     let quiet = keyfuse(&["replay", &plain.to_string_lossy()]);
     assert_eq!(quiet.status.code(), Some(0), "{}", stdout(&quiet));
+    assert!(stderr(&quiet).contains("held back  7 LLM-15: the past"), "{}", stderr(&quiet));
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     std::io::Write::write_all(&mut gzip, &std::fs::read(&plain).expect("read")).expect("memory");
     let packed = folder.path().join("cloudtrail.jsonl.gz");
@@ -54,6 +55,26 @@ fn ordinary_traffic_is_silent_and_gzip_and_stdin_read_the_same() {
     for output in [&quiet, &piped, &keyfuse(&["replay", &packed.to_string_lossy()])] {
         assert!(stderr(output).contains(&records), "{}", stderr(output));
     }
+}
+
+#[test]
+fn who_is_first_seen_in_a_file_is_told_where_the_file_reaches_back_far_enough() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let call = |time: &str, source: &str, name: &str, id: &str| {
+        format!(
+            r#"{{"eventVersion":"1.11","eventTime":"{time}","eventSource":"{source}","eventName":"{name}","eventID":"{id}","sourceIPAddress":"203.0.113.9","userIdentity":{{"type":"AssumedRole","arn":"arn:aws:sts::111122223333:assumed-role/reports/x","sessionContext":{{"sessionIssuer":{{"type":"Role","arn":"arn:aws:iam::111122223333:role/reports"}}}}}}}}"#
+        )
+    };
+    let first = call("2026-05-01T10:00:00Z", "bedrock.amazonaws.com", "Converse", "first");
+    let replayed = |before: &str| {
+        let file = folder.path().join("trail.jsonl");
+        // Files come in any order.
+        std::fs::write(&file, format!("{first}\n{}\n", call(before, "s3.amazonaws.com", "ListBuckets", "before"))).expect("written");
+        keyfuse(&["replay", &file.to_string_lossy()])
+    };
+    let (long, short) = (replayed("2026-03-01T10:00:00Z"), replayed("2026-03-03T10:00:00Z"));
+    assert!(long.status.code() == Some(1) && stdout(&long).contains("LLM-15"), "{}{}", stdout(&long), stderr(&long));
+    assert!(short.status.code() == Some(0) && stderr(&short).contains("held back  1 LLM-15"), "{}{}", stdout(&short), stderr(&short));
 }
 
 #[test]
