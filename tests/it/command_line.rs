@@ -74,6 +74,8 @@ fn who_is_first_seen_in_a_file_is_told_where_the_file_reaches_back_far_enough() 
     };
     let (long, short) = (replayed("2026-03-01T10:00:00Z"), replayed("2026-03-03T10:00:00Z"));
     assert!(long.status.code() == Some(1) && stdout(&long).contains("LLM-15"), "{}{}", stdout(&long), stderr(&long));
+    let held = keyfuse(&["replay", &folder.path().join("trail.jsonl").to_string_lossy(), "--output", "json"]);
+    assert!(held.status.code() == Some(0) && stdout(&held).contains(r#""held":"warming""#), "{}", stdout(&held));
     assert!(short.status.code() == Some(0) && stderr(&short).contains("held back  1 LLM-15"), "{}{}", stdout(&short), stderr(&short));
 }
 
