@@ -135,6 +135,8 @@ pub fn run(args: Args) -> Result<Outcome, Vec<Error>> {
     }
     ended.map_err(one)?;
     println!("stopped");
+    // Threads that are on their way out would complain of a broker that went before them: it goes with the process.
+    std::mem::forget(demo);
     Ok(Outcome::Clean)
 }
 
