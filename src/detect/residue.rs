@@ -173,9 +173,8 @@ impl Store {
         let mut keep = arrow::array::BooleanBufferBuilder::new(batch.num_rows());
         for row in 0..batch.num_rows() {
             let new = chosen.value(row) && {
-                // Where only presence counts an event may be there twice; what stands for many has no id of its own.
-                let id = if self.presence { 0 } else { hasher.id(ids.value(row)) };
-                let new = self.presence || self.seen.insert(id);
+                let id = hasher.id(ids.value(row));
+                let new = self.seen.insert(id);
                 if new {
                     fresh.push((row, id));
                 }
@@ -335,6 +334,8 @@ impl Store {
         }
         let (Some(time), Some(key)) = (self.place_of(system::EVENT_TIME), self.place_of(self.key_column)) else { return Ok(()) };
         let (old, young): (Vec<Chunk>, Vec<Chunk>) = self.chunks.drain(..).partition(|chunk| chunk.latest <= horizon);
+        // What stands for many has no id of its own.
+        old.iter().flat_map(|chunk| &chunk.ids).for_each(|id| _ = self.seen.remove(id));
         let rows = concat_batches(&self.schema, old.iter().map(|chunk| &chunk.rows))?;
         let times = rows.column(time).as_primitive::<TimestampMicrosecondType>();
         let keep: Vec<bool> = latest_of(&rows, time)?.into_iter().zip(times.values()).map(|(latest, time)| latest && *time >= oldest).collect();
@@ -342,15 +343,15 @@ impl Store {
         self.by_key.clear();
         (self.next, self.bytes) = (0, 0);
         let latest = old.iter().map(|chunk| chunk.latest).max().unwrap_or(0);
-        let whole = std::iter::once((rows, latest)).chain(young.into_iter().map(|chunk| (chunk.rows, chunk.latest)));
-        for (rows, latest) in whole.filter(|(rows, _)| rows.num_rows() > 0) {
+        let whole = std::iter::once((vec![0; rows.num_rows()], rows, latest)).chain(young.into_iter().map(|chunk| (chunk.ids, chunk.rows, chunk.latest)));
+        for (ids, rows, latest) in whole.filter(|(ids, ..)| !ids.is_empty()) {
             for (offset, key) in hasher.column(rows.column(key)).into_iter().enumerate() {
                 self.by_key.entry(key).or_default().push(self.next + offset as u64);
             }
             let first = self.next;
             self.next += rows.num_rows() as u64;
             self.bytes += rows.get_array_memory_size();
-            self.chunks.push_back(Chunk { first, ids: vec![0; rows.num_rows()], rows, latest });
+            self.chunks.push_back(Chunk { first, ids, rows, latest });
         }
         self.condensed = self.chunks.front().map_or(0, |chunk| chunk.rows.num_rows());
         Ok(())
