@@ -108,7 +108,9 @@ pub(super) fn retention_of(analysis: &Analysis, scan: usize, probed: &[bool]) ->
     if analysis.class == Class::C3 {
         let settles = settles_after(analysis);
         let condense = own.latest.map(|latest| latest - settles);
-        return vec![Retention { stay: own.back + settles, condense, anchor: false }];
+        // What may be told days late stays for so long, or it could go before it was looked at, and would not come back after a restart.
+        let delay = by_name(&own.table).map_or(0, |table| table.max_delay);
+        return vec![Retention { stay: own.back + settles.max(delay), condense, anchor: false }];
     }
     let others = partners(&analysis.needs, scan);
     std::iter::once(scan)
