@@ -249,7 +249,9 @@ impl Alert {
             object.insert("revision".into(), self.revision.into());
             object.insert("status".into(), self.status.name().into());
             object.insert("late".into(), self.late.into());
-            self.held.into_iter().for_each(|held| drop(object.insert("held".into(), held.name().into())));
+            if let Some(held) = self.held {
+                object.insert("held".into(), held.name().into());
+            }
             object.insert("detection_id".into(), self.detection_id.to_string().into());
             object.insert("title".into(), self.title.clone().into());
             object.insert("decided_at".into(), rfc3339(self.decided_at).into());

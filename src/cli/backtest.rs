@@ -119,8 +119,8 @@ impl OpenPast {
                 eprintln!("keyfuse: no {} are stated (--{}, or a topic): {} find nothing without them", table.name, table.name, blind.join(" "));
             }
         }
-        // What time has not made sure yet is told as provisional, where its detection is told early, or counted as undecided.
         engine.begin(&self.spans);
+        // What time has not made sure yet is told as provisional, where its detection is told early, or counted as undecided.
         engine.advance(self.span().map_or(Micros::MIN, |(_, last)| last));
         engine.backtest(&self.history, self.from).map_err(one)?;
         let mut findings = engine.tick(&self.history).map_err(one)?;

@@ -451,7 +451,9 @@ impl Engine {
         }
         let arrived = self.arrived.entry(table.name).or_insert(at);
         *arrived = at.max(*arrived);
-        if let Some(first) = arrow::compute::min(appended).filter(|_| self.knows_beginnings) {
+        if self.knows_beginnings
+            && let Some(first) = arrow::compute::min(appended)
+        {
             let begins = self.begins.entry(table.name).or_insert(first);
             *begins = first.min(*begins);
         }

@@ -370,16 +370,11 @@ struct Expected {
 /// one row decides.
 async fn oracle(plans: &Plans, stream: &[Row], with_late: bool) -> Expected {
     let once = |row: &Row| (event_id(row), 0);
-    let on_time = stream.iter().filter(|row| !is_late(&row.batch));
-    let timely = world(each_once(on_time, once)).await;
-    let (whole, all) = (world(each_once(stream.iter(), once)).await, world(stream.iter().collect()).await);
+    let counted = stream.iter().filter(|row| with_late || !is_late(&row.batch));
+    let (counted, all) = (world(each_once(counted, once)).await, world(stream.iter().collect()).await);
     let (mut settled, mut open) = (Vec::new(), Vec::new());
     for (detection, analysis) in plans.detections() {
-        let ctx = match analysis.class {
-            Class::C0 => &all,
-            _ if with_late => &whole,
-            _ => &timely,
-        };
+        let ctx = if analysis.class == Class::C0 { &all } else { &counted };
         // What waits for time to pass counts as far as time has passed.
         let sure_to = if analysis.class == Class::C3 { end(stream) - analysis.wait } else { Micros::MAX };
         for batch in ctx.sql(&detection.sql).await.expect("plans").collect().await.expect("runs") {
